@@ -1,0 +1,1 @@
+"""What the five methods share; knows no method."""
