@@ -1,0 +1,534 @@
+"""Ray casters against brute force, analytic surfaces, projection and each other (spec xscale 8.3.1, A1-3, A7, A18)."""
+
+from __future__ import annotations
+
+import logging
+import os
+import subprocess
+import sys
+import types
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import trimesh
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from core_ns import raycast
+from core_ns.errors import MissingExtra, is_importable
+from core_ns.frames import camera_directions, clip_matrix, project, w2c_opencv_from_c2w_opengl
+from core_ns.raycast import Hits, face_normals, interpolate, make_caster, vertex_normals
+
+ROOT = Path(__file__).resolve().parents[2]
+MODULES = {"embree": "embreex.rtcore_scene", "open3d": "open3d", "warp": "warp", "torch": "torch"}
+BACKENDS = ["embree", "open3d", "warp", "torch"]
+LARGE = ["embree", "open3d", "warp"]
+
+
+def built(name: str, vertices: Tensor, faces: Tensor):
+    if not is_importable(MODULES[name]):
+        pytest.skip(f"{name} does not load on this machine")
+    return make_caster(vertices, faces, torch.device("cpu"), name)  # type: ignore[arg-type]
+
+
+def sphere(subdivisions: int) -> tuple[Tensor, Tensor]:
+    mesh = trimesh.creation.icosphere(subdivisions=subdivisions)
+    return torch.tensor(np.asarray(mesh.vertices), dtype=torch.float32), torch.tensor(np.asarray(mesh.faces))
+
+
+def terrain64(cells: int) -> tuple[np.ndarray, np.ndarray]:
+    """Bumpy heights over [-1, 1]^2 that occlude one another from low viewpoints; float64."""
+    x, y = np.meshgrid(*[np.linspace(-1, 1, cells + 1)] * 2, indexing="ij")
+    z = 0.1 * np.sin(7 * x) * np.cos(5 * y) + 0.03 * np.sin(31 * x + 3 * y)
+    index = np.arange((cells + 1) ** 2).reshape(cells + 1, cells + 1)
+    a, b, c, d = (i.ravel() for i in (index[:-1, :-1], index[1:, :-1], index[1:, 1:], index[:-1, 1:]))
+    faces = np.concatenate([np.stack([a, b, c], 1), np.stack([a, c, d], 1)])
+    return np.stack([x, y, z], -1).reshape(-1, 3), faces
+
+
+def terrain(cells: int) -> tuple[Tensor, Tensor]:
+    vertices, faces = terrain64(cells)
+    return torch.tensor(vertices, dtype=torch.float32), torch.tensor(faces)
+
+
+def rays_towards(targets: Tensor, distance: float, seed: int) -> tuple[Tensor, Tensor]:
+    generator = torch.Generator().manual_seed(seed)
+    directions = torch.nn.functional.normalize(torch.randn(len(targets), 3, generator=generator), dim=1)
+    return targets - distance * directions, directions
+
+
+def box_of_rays(vertices: Tensor, count: int, distance: float = 3.0, seed: int = 0) -> tuple[Tensor, Tensor]:
+    """Rays from all sides through a box a fifth larger than the mesh, so that a good part misses."""
+    low, high = vertices.min(0).values, vertices.max(0).values
+    where = torch.rand(count, 3, generator=torch.Generator().manual_seed(seed))
+    return rays_towards((low + high) / 2 + (where - 0.5) * (high - low) * 1.2, distance, seed + 1)
+
+
+def edge_distance(vertices: Tensor, faces: Tensor, hits: Hits) -> Tensor:
+    """Distance of hit points to the nearest edge of their own face: smallest weight times height."""
+    corners = vertices.double()[faces[hits.face.clamp(min=0)]]
+    opposite = corners[:, [2, 0, 1]] - corners[:, [1, 2, 0]]
+    area = torch.linalg.cross(opposite[:, 0], opposite[:, 1]).norm(dim=1, keepdim=True)
+    weights = torch.cat([hits.barycentric, 1 - hits.barycentric.sum(1, keepdim=True)], 1).double()
+    return (weights * area / opposite.norm(dim=2)).min(dim=1).values
+
+
+def assert_agree(a: Hits, b: Hits, vertices: Tensor, faces: Tensor, origins: Tensor, directions: Tensor) -> None:
+    """Spec xscale 8.3.1. The nearer of two different answers must lie at an edge of its face."""
+    extent = float((vertices.max(0).values - vertices.min(0).values).max())
+    different = (a.hit != b.hit) | (a.face != b.face)
+    assert different.float().mean() <= 1e-3
+    a_is_nearer = a.t <= b.t
+    edge = torch.where(a_is_nearer, edge_distance(vertices, faces, a), edge_distance(vertices, faces, b))
+    assert bool((edge[different] <= 1e-4 * extent).all())
+    same = ~different & a.hit
+    assert same.sum() > 0.3 * len(a.hit)
+    assert torch.quantile((a.t - b.t)[same].abs(), 0.999) <= 1e-5 * extent
+    points = [origins + x.t[:, None] * directions for x in (a, b)]
+    assert (points[0] - points[1])[same].norm(dim=1).max() <= 1e-4 * extent
+
+
+def plane_solution(vertices: Tensor, faces: Tensor, origins: Tensor, directions: Tensor, face: Tensor):
+    """Twin of `hits_on_faces` by plane equation and sub-areas instead of Möller-Trumbore; float64 numpy."""
+    a, b, c = (vertices.double().numpy()[faces[face, k].numpy()] for k in range(3))
+    o, d = origins.double().numpy(), directions.double().numpy()
+    normal = np.cross(b - a, c - a)
+    t = np.sum(normal * (a - o), 1) / np.sum(normal * d, 1)
+    p = o + t[:, None] * d
+    square = np.sum(normal * normal, 1)
+    weights = [np.sum(np.cross(y - x, p - x) * normal, 1) / square for x, y in ((b, c), (c, a))]
+    return t, np.stack(weights, 1), np.abs(np.sum(normal * d, 1)) / np.sqrt(square)
+
+
+# ---------------------------------------------------------------- every backend against brute force
+
+
+@pytest.mark.parametrize("name", LARGE)
+@pytest.mark.parametrize("mesh", ["sphere", "terrain"])
+def test_backend_equals_brute_force(name: str, mesh: str) -> None:
+    vertices, faces = sphere(2) if mesh == "sphere" else terrain(20)
+    origins, directions = box_of_rays(vertices, 4000)
+    expected = built("torch", vertices, faces).cast(origins, directions)
+    hits = built(name, vertices, faces).cast(origins, directions)
+    assert hits.hit.dtype == torch.bool
+    assert hits.t.dtype == hits.barycentric.dtype == torch.float32
+    assert hits.face.dtype == torch.int64
+    assert 0.3 < hits.hit.float().mean() < 0.98
+    assert_agree(hits, expected, vertices, faces, origins, directions)
+    same = hits.face == expected.face
+    assert torch.equal(hits.t[same], expected.t[same])
+    assert torch.equal(hits.barycentric[same], expected.barycentric[same])
+
+
+@pytest.mark.parametrize("name", BACKENDS)
+def test_hits_solve_the_plane_equation(name: str) -> None:
+    vertices, faces = terrain(20)
+    origins, directions = box_of_rays(vertices, 4000, seed=3)
+    hits = built(name, vertices, faces).cast(origins, directions)
+    o, d, face = origins[hits.hit], directions[hits.hit], hits.face[hits.hit]
+    t, weights, cosine = plane_solution(vertices, faces, o, d, face)
+    facing = cosine > 0.05
+    assert np.abs(hits.t[hits.hit].numpy() - t)[facing].max() < 1e-6
+    assert np.abs(hits.barycentric[hits.hit].numpy() - weights)[facing].max() < 2e-5
+
+
+@pytest.mark.parametrize("name", BACKENDS)
+def test_barycentric_order(name: str) -> None:
+    """A ray through a chosen point of one triangle returns the weights it was made with: vertex 0, then vertex 1."""
+    vertices = torch.tensor([[0.0, 0, 0], [2, 0, 0], [0, 3, 0], [9, 9, 9]])
+    faces = torch.tensor([[1, 2, 0]])
+    chosen = torch.tensor([[0.5, 0.3], [0.1, 0.8], [0.2, 0.1]])
+    corners = vertices[faces[0]]
+    points = chosen @ corners[:2] + (1 - chosen.sum(1, keepdim=True)) * corners[2]
+    hits = built(name, vertices, faces).cast(points + torch.tensor([0.0, 0, 4]), torch.tensor([[0.0, 0, -1]] * 3))
+    torch.testing.assert_close(hits.barycentric, chosen, atol=1e-6, rtol=0)
+    torch.testing.assert_close(interpolate(hits, faces, vertices), points, atol=1e-6, rtol=0)
+
+
+@pytest.mark.parametrize("name", BACKENDS)
+def test_misses_nothing_and_degenerate_rays(name: str) -> None:
+    vertices, faces = sphere(1)
+    caster = built(name, vertices, faces)
+    assert caster.name == name
+    nan, inf = float("nan"), float("inf")
+    origins = torch.tensor([[0.0, 0, 3], [0, 0, 3], [0, 0, 3], [nan, 0, 3], [0, 0, 3], [0, 0, 3], [inf, 0, 3]])
+    directions = torch.tensor([[0.0, 0, -1], [0, 0, 1], [0, 0, 0], [0, 0, -1], [0, nan, -1], [0, 0, -inf], [0, 0, -1]])
+    hits = caster.cast(origins, directions)
+    assert hits.hit.tolist() == [True] + [False] * 6
+    assert torch.isposinf(hits.t[1:]).all()
+    assert (hits.face[1:] == -1).all()
+    assert (hits.barycentric[1:] == 0).all()
+    assert (interpolate(hits, faces, vertices)[1:] == 0).all()
+    empty = caster.cast(torch.empty(0, 3), torch.empty(0, 3))
+    assert [tuple(x.shape) for x in empty] == [(0,), (0,), (0,), (0, 2)]
+    assert [x.dtype for x in empty] == [x.dtype for x in hits]
+    assert interpolate(empty, faces, vertices).shape == (0, 3)
+
+
+@pytest.mark.parametrize("name", BACKENDS)
+def test_both_sides_are_hit_and_only_ahead(name: str) -> None:
+    vertices, faces = sphere(3)
+    origins, directions = torch.zeros(500, 3), box_of_rays(vertices, 500)[1]
+    caster = built(name, vertices, faces)
+    inside = caster.cast(origins, directions)
+    outside = caster.cast(3 * directions, -directions)
+    assert inside.hit.all()
+    assert outside.hit.all()
+    assert ((inside.t > 0.98) & (inside.t <= 1.0)).all()
+    assert torch.quantile((outside.t - (3 - inside.t)).abs(), 0.99) < 1e-5
+
+
+@pytest.mark.parametrize("name", LARGE)
+def test_no_ray_slips_between_faces(name: str) -> None:
+    """From inside a closed mesh every ray hits, also those aimed at edges and vertices."""
+    vertices, faces = sphere(5)
+    generator = torch.Generator().manual_seed(5)
+    ends = vertices[faces[torch.randint(len(faces), (50_000,), generator=generator)][:, :2]]
+    weight = torch.rand(len(ends), 1, generator=generator).round(decimals=1)
+    origins = 0.1 * torch.randn(len(ends), 3, generator=generator).clamp(-2, 2)
+    directions = torch.nn.functional.normalize(ends[:, 0] * weight + ends[:, 1] * (1 - weight) - origins, dim=1)
+    assert built(name, vertices, faces).cast(origins, directions).hit.all()
+
+
+def test_threads_and_pieces_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    vertices, faces = terrain(60)
+    origins, directions = box_of_rays(vertices, 5000)
+    caster = built("embree", vertices, faces)
+    whole = caster.cast(origins, directions)
+    monkeypatch.setattr(raycast, "CHUNK", 617)
+    before = torch.get_num_threads()
+    try:
+        for threads in (1, 2):
+            torch.set_num_threads(threads)
+            pieces = caster.cast(origins, directions)
+            assert all(torch.equal(x, y) for x, y in zip(whole, pieces, strict=True))
+    finally:
+        torch.set_num_threads(before)
+
+
+@settings(max_examples=30, deadline=None)
+@given(
+    seed=st.integers(0, 2**31),
+    scale=st.floats(0.01, 100.0),
+    distance=st.floats(0.0, 20.0),
+    name=st.sampled_from(["embree", "torch"]),
+)
+def test_ray_point_is_barycentric_point(seed: int, scale: float, distance: float, name: str) -> None:
+    """origin + t * direction and the weighted corners are one point, for triangle soups of any size and shape."""
+    generator = torch.Generator().manual_seed(seed)
+    vertices = scale * torch.randn(60, 3, generator=generator)
+    faces = torch.randint(60, (40, 3), generator=generator)
+    origins, directions = rays_towards(scale * torch.randn(200, 3, generator=generator), distance * scale, seed)
+    hits = make_caster(vertices, faces, "cpu", name).cast(origins, directions)  # type: ignore[arg-type]
+    rest = 1 - hits.barycentric.sum(1)
+    assert (hits.barycentric >= 0).all()
+    assert (rest >= -1e-6).all()
+    assert (hits.t >= 0).all()
+    gap = origins + hits.t[:, None] * directions - interpolate(hits, faces, vertices)
+    assert not hits.hit.any() or gap[hits.hit].norm(dim=1).max() <= 1e-6 * scale * (20 + distance)
+
+
+# ---------------------------------------------------------------- agreement and accuracy at size
+
+
+@pytest.mark.parametrize("pair", [("embree", "warp"), ("embree", "open3d")], ids="-".join)
+@pytest.mark.parametrize("mesh", ["sphere", "terrain"])
+def test_casters_agree(pair: tuple[str, str], mesh: str) -> None:
+    vertices, faces = sphere(6) if mesh == "sphere" else terrain(200)
+    origins, directions = box_of_rays(vertices, 100_000)
+    a, b = (built(name, vertices, faces).cast(origins, directions) for name in pair)
+    assert_agree(a, b, vertices, faces, origins, directions)
+
+
+@pytest.mark.parametrize("name", LARGE)
+def test_a1_analytic_sphere(name: str) -> None:
+    vertices, faces = sphere(6)
+    assert len(faces) == 81_920
+    origins, directions = box_of_rays(vertices, 50_000)
+    hits = built(name, vertices, faces).cast(origins, directions)
+    o, d = origins.double(), directions.double()
+    half = (o * d).sum(1)
+    under_root = half**2 - (o * o).sum(1) + 1
+    cosine = under_root.clamp(min=0).sqrt()
+    steep = (cosine > 0.2) & hits.hit
+    assert (hits.hit[cosine > 0.2]).all()
+    assert not hits.hit[under_root < 0].any()
+    error = (hits.t.double() - (-half - cosine)).abs()[steep]
+    assert torch.quantile(error, 0.99) <= 5e-4
+
+
+WIDTH, HEIGHT = 320, 240
+CENTRED = np.array([[400.0, 0.0, WIDTH / 2], [0.0, 400.0, HEIGHT / 2], [0.0, 0.0, 1.0]])
+OFF_CENTRE = np.array([[410.0, 3.0, WIDTH / 2 + 15], [0.0, 380.0, HEIGHT / 2 - 15], [0.0, 0.0, 1.0]])
+
+
+def looking_down(height: float = 1.5) -> np.ndarray:
+    """OpenGL camera-to-world above the terrain, tilted and rolled."""
+    tilt, roll = 0.4, 0.3
+    about_x = np.array([[1, 0, 0], [0, np.cos(tilt), -np.sin(tilt)], [0, np.sin(tilt), np.cos(tilt)]])
+    about_z = np.array([[np.cos(roll), -np.sin(roll), 0], [np.sin(roll), np.cos(roll), 0], [0, 0, 1]])
+    c2w = np.eye(4)
+    c2w[:3, :3], c2w[:3, 3] = about_x @ about_z, [0.05, -0.6, height]
+    return c2w
+
+
+def pixel_rays(c2w: np.ndarray, intrinsics: np.ndarray, width: int = WIDTH, height: int = HEIGHT):
+    u, v = np.meshgrid(np.arange(width) + 0.5, np.arange(height) + 0.5)
+    pixels = np.stack([u.ravel(), v.ravel()], 1)
+    directions = camera_directions(pixels, intrinsics) @ c2w[:3, :3].T
+    directions /= np.linalg.norm(directions, axis=1, keepdims=True)
+    return (
+        pixels,
+        torch.tensor(c2w[:3, 3], dtype=torch.float32).repeat(len(pixels), 1),
+        torch.tensor(directions).float(),
+    )
+
+
+@pytest.mark.parametrize("name", LARGE)
+@pytest.mark.parametrize("intrinsics", [CENTRED, OFF_CENTRE], ids=["A2", "A3"])
+def test_a2_a3_hits_project_to_their_pixel(name: str, intrinsics: np.ndarray) -> None:
+    vertices, faces = terrain(300)
+    c2w = looking_down()
+    pixels, origins, directions = pixel_rays(c2w, intrinsics)
+    hits = built(name, vertices, faces).cast(origins, directions)
+    assert hits.hit.float().mean() > 0.5
+    w2c = w2c_opencv_from_c2w_opengl(c2w)
+    along_ray = (origins + hits.t[:, None] * directions)[hits.hit]
+    for points in (along_ray, interpolate(hits, faces, vertices)[hits.hit]):
+        back, depth = project(points.double().numpy(), intrinsics, w2c)
+        error = np.abs(back - pixels[hits.hit.numpy()]).max(axis=1)
+        assert (depth > 0).all()
+        assert error.max() <= 0.02
+        assert np.quantile(error, 0.99) <= 1e-3
+
+
+def test_a3_control_symmetric_frustum_is_off_by_the_shift() -> None:
+    vertices, faces = terrain(300)
+    symmetric = OFF_CENTRE.copy()
+    symmetric[:2, 2] = WIDTH / 2, HEIGHT / 2
+    c2w = looking_down()
+    pixels, origins, directions = pixel_rays(c2w, symmetric)
+    hits = built("embree", vertices, faces).cast(origins, directions)
+    points = (origins + hits.t[:, None] * directions)[hits.hit].double().numpy()
+    back, _ = project(points, OFF_CENTRE, w2c_opencv_from_c2w_opengl(c2w))
+    shift = back - pixels[hits.hit.numpy()]
+    np.testing.assert_allclose(shift, np.broadcast_to([15.0, -15.0], shift.shape), atol=0.02)
+
+
+def test_a7_geo_offset() -> None:
+    """Centred in float64 the offset changes next to nothing; cast to float32 with the offset, most faces are wrong."""
+    offset = np.array([5e5, 4e6, 100.0])
+    local, faces_array = terrain64(300)
+    size = 10.0
+    local = local * size
+    faces = torch.tensor(faces_array)
+    c2w = looking_down()
+    c2w[:3, 3] *= size
+    _, _, directions = pixel_rays(c2w, CENTRED)
+
+    def faces_hit(vertices: np.ndarray, centre: np.ndarray) -> Tensor:
+        origins = torch.tensor(centre, dtype=torch.float32).repeat(len(directions), 1)
+        return built("embree", torch.tensor(vertices).float(), faces).cast(origins, directions).face
+
+    expected = faces_hit(local, c2w[:3, 3])
+    geo_vertices, geo_centre = local + offset, c2w[:3, 3] + offset
+    middle = (geo_vertices.min(0) + geo_vertices.max(0)) / 2
+    centred = faces_hit(geo_vertices - middle, geo_centre - middle)
+    uncentred = faces_hit(geo_vertices, geo_centre)
+    assert (expected >= 0).float().mean() > 0.5
+    assert (centred == expected).float().mean() >= 0.999
+    assert (uncentred == expected).float().mean() < 0.9
+
+
+TWENTY_MILLION = """
+import resource, torch
+from core_ns.raycast import make_caster
+n = 3164
+x = torch.linspace(-1, 1, n)
+z = 0.1 * torch.sin(7 * x)[:, None] * torch.cos(5 * x)[None]
+vertices = torch.stack([x[:, None].expand(n, n), x[None].expand(n, n), z], -1).reshape(-1, 3)
+i = torch.arange(n * n).reshape(n, n)
+a, b, c, d = (k.reshape(-1) for k in (i[:-1, :-1], i[1:, :-1], i[1:, 1:], i[:-1, 1:]))
+faces = torch.cat([torch.stack([a, b, c], 1), torch.stack([a, c, d], 1)])
+del i, a, b, c, d
+assert len(faces) > 20_000_000
+origins = torch.rand(10_000, 3) * 1.8 - 0.9
+origins[:, 2] = 2
+hits = make_caster(vertices, faces, "cpu", "embree").cast(origins, torch.tensor([[0.0, 0, -1]]).expand(10_000, 3))
+height = 0.1 * torch.sin(7 * origins[:, 0]) * torch.cos(5 * origins[:, 1])
+assert bool(hits.hit.all())
+assert float((2 - hits.t - height).abs().max()) < 1e-5
+print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="ru_maxrss counts KiB on Linux only")
+def test_a18_twenty_million_faces_fit_in_8_gb() -> None:
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    command = [sys.executable, "-c", TWENTY_MILLION]
+    done = subprocess.run(command, env=environment, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert int(done.stdout.split()[-1]) * 1024 <= 8e9
+
+
+# ---------------------------------------------------------------- choosing, refusing, whole images
+
+
+def test_bad_meshes_and_names_are_refused() -> None:
+    vertices, faces = sphere(1)
+    with pytest.raises(ValueError, match="leave the 42 vertices"):
+        make_caster(vertices, faces + 1, "cpu")
+    with pytest.raises(ValueError, match="leave the 42 vertices"):
+        make_caster(vertices, faces - 1, "cpu")
+    with pytest.raises(ValueError, match="F > 0"):
+        make_caster(vertices, faces[:0], "cpu")
+    with pytest.raises(ValueError, match="NaN"):
+        make_caster(torch.where(vertices > 0.9, torch.nan, vertices), faces, "cpu")
+    with pytest.raises(ValueError, match="unknown ray caster 'optix'"):
+        make_caster(vertices, faces, "cpu", "optix")  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="brute force"):
+        make_caster(*sphere(6), "cpu", "torch")
+    with pytest.raises(ValueError, match=r"\[N, 3\]"):
+        make_caster(vertices, faces, "cpu", "torch").cast(torch.zeros(4, 3), torch.zeros(1, 3))
+
+
+@pytest.mark.parametrize(
+    ("device", "absent", "chosen"),
+    [
+        ("cpu", [], "embree"),
+        ("cpu", ["embreex"], "open3d"),
+        ("cpu", ["embreex", "open3d"], "warp"),
+        ("cuda", [], "nvdiffrast"),
+        ("cuda", ["nvdiffrast"], "warp"),
+        ("cuda", ["nvdiffrast", "warp"], "embree"),
+    ],
+)
+def test_automatic_choice(device, absent, chosen, monkeypatch, caplog) -> None:
+    monkeypatch.setattr(raycast, "is_importable", lambda module: module.split(".")[0] not in absent)
+    raycast._automatic.cache_clear()
+    try:
+        with caplog.at_level(logging.INFO, logger="core_ns.raycast"):
+            assert [raycast._automatic(device, True) for _ in range(2)] == [chosen, chosen]
+        assert [record.getMessage() for record in caplog.records] == [f"ray caster on {device}: {chosen}"]
+        if chosen == "nvdiffrast":
+            assert raycast._automatic(device, False) == "warp"
+    finally:
+        raycast._automatic.cache_clear()
+
+
+def test_absent_backends_are_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    vertices, faces = sphere(1)
+    monkeypatch.setitem(sys.modules, "nvdiffrast.torch", None)
+    with pytest.raises(MissingExtra, match="nvdiffrast"):
+        make_caster(vertices, faces, "cpu", "nvdiffrast")
+    monkeypatch.setattr(raycast, "is_importable", lambda module: False)
+    raycast._automatic.cache_clear()
+    with pytest.raises(MissingExtra, match="pip install embreex"):
+        make_caster(vertices, faces, "cpu")
+
+
+def scan_convert(context, positions: Tensor, triangles: Tensor, resolution: list[int]):
+    """Slow stand-in for nvdiffrast on a CPU, from its documentation: clip space in, (u, v, z/w, id + 1) out.
+
+    Homogeneous rasterisation: at normalised device coordinates (x, y) of a pixel centre, row 0 at y = -1, the
+    perspective-correct weights solve [x y w]-columns @ weights ~ (x, y, 1).
+    """
+    height, width = resolution
+    corners = positions[0].double()[triangles.long()]
+    inverse = torch.linalg.inv(corners[:, :, [0, 1, 3]].transpose(1, 2))
+    raster = torch.zeros(1, height, width, 4)
+    for row in range(height):
+        for column in range(width):
+            pixel = torch.tensor([(column + 0.5) / width * 2 - 1, (row + 0.5) / height * 2 - 1, 1.0]).double()
+            weights = inverse @ pixel
+            total = weights.sum(1)
+            point = (weights[:, :, None] * corners).sum(1) / total[:, None]
+            depth = point[:, 2] / point[:, 3]
+            seen = (weights >= 0).all(1) & (total > 0) & (depth.abs() <= 1) & (point[:, 3] > 0)
+            if seen.any():
+                nearest = int(depth.where(seen, torch.inf).argmin())
+                u, v = weights[nearest, :2] / total[nearest]
+                raster[0, row, column] = torch.tensor([u, v, depth[nearest], nearest + 1])
+    return raster, None
+
+
+def test_cast_image_equals_cast_rays(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The matrices and conventions around nvdiffrast, with a software rasteriser in its place."""
+    if not is_importable("warp"):
+        pytest.skip("warp does not load on this machine")
+    stub = types.ModuleType("nvdiffrast.torch")
+    stub.RasterizeCudaContext = lambda device: None  # type: ignore[attr-defined]
+    stub.rasterize = scan_convert  # type: ignore[attr-defined]
+    package = types.ModuleType("nvdiffrast")
+    package.torch = stub  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, "nvdiffrast", package)
+    monkeypatch.setitem(sys.modules, "nvdiffrast.torch", stub)
+    vertices, faces = terrain(12)
+    caster = make_caster(vertices, faces, "cpu", "nvdiffrast")
+    intrinsics = OFF_CENTRE / np.array([[10.0], [10.0], [1.0]])
+    c2w = looking_down()
+    width, height = WIDTH // 10, HEIGHT // 10
+    _, origins, directions = pixel_rays(c2w, intrinsics, width, height)
+    image = caster.cast_image(c2w, intrinsics, width, height)  # type: ignore[attr-defined]
+    rays = caster.cast(origins, directions)
+    assert 0.4 < rays.hit.float().mean() < 1.0
+    same = image.face == rays.face
+    assert same.float().mean() >= 0.995
+    assert (image.t - rays.t)[same & rays.hit].abs().max() < 1e-5
+    assert (image.barycentric - rays.barycentric)[same].abs().max() < 1e-4
+    assert torch.isposinf(image.t[~image.hit]).all()
+    away = c2w @ np.diag([1.0, -1.0, -1.0, 1.0])
+    assert not caster.cast_image(away, intrinsics, width, height).hit.any()  # type: ignore[attr-defined]
+
+
+def test_clip_planes_of_cast_image_are_within_bounds() -> None:
+    """far / near of the clip matrix recovers from its third row; the pair used is at most 1e4 apart."""
+    matrix = clip_matrix(CENTRED, WIDTH, HEIGHT, 5.0 / raycast.FAR_OVER_NEAR, 5.0)
+    p, q = matrix[2, 2], matrix[2, 3]
+    assert (q / (p + 1)) / (q / (p - 1)) == pytest.approx(1e4, rel=1e-6)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.parametrize("name", ["auto", "embree", "warp", "torch"])
+def test_cuda_rays_come_back_to_cuda(name: str) -> None:
+    vertices, faces = terrain(40)
+    origins, directions = box_of_rays(vertices, 20_000)
+    expected = make_caster(vertices, faces, "cpu", "torch").cast(origins, directions)
+    hits = make_caster(vertices.cuda(), faces.cuda(), "cuda", name).cast(  # type: ignore[arg-type]
+        origins.cuda(), directions.cuda()
+    )
+    assert all(x.device.type == "cuda" for x in hits)
+    assert_agree(Hits(*(x.cpu() for x in hits)), expected, vertices, faces, origins, directions)
+
+
+# ---------------------------------------------------------------- normals and interpolation
+
+
+def test_normals_of_a_sphere_point_outwards() -> None:
+    vertices, faces = sphere(4)
+    centroids = torch.nn.functional.normalize(vertices[faces].mean(1), dim=1)
+    assert ((face_normals(vertices, faces) * centroids).sum(1) > 0.9999).all()
+    assert ((vertex_normals(vertices, faces) * vertices).sum(1) > 0.9999).all()
+
+
+def test_normals_without_area_are_zero() -> None:
+    vertices = torch.tensor([[0.0, 0, 0], [1, 0, 0], [2, 0, 0], [5, 5, 5]])
+    faces = torch.tensor([[0, 1, 2]])
+    assert face_normals(vertices, faces).tolist() == [[0, 0, 0]]
+    assert (vertex_normals(vertices, faces) == 0).all()
+
+
+def test_interpolate_is_linear_and_differentiable() -> None:
+    vertices, faces = terrain(10)
+    origins, directions = box_of_rays(vertices, 300)
+    hits = make_caster(vertices, faces, "cpu", "torch").cast(origins, directions)
+    linear = torch.tensor([[1.0, 2.0], [-3.0, 0.5], [0.25, 4.0]])
+    expected = (interpolate(hits, faces, vertices) @ linear + 7.0) * hits.hit[:, None]
+    torch.testing.assert_close(interpolate(hits, faces, vertices @ linear + 7.0), expected, atol=1e-5, rtol=1e-5)
+    values = (vertices @ linear).double().requires_grad_()
+    assert torch.autograd.gradcheck(lambda x: interpolate(hits, faces, x), (values,), fast_mode=True)
