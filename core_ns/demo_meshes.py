@@ -1,8 +1,9 @@
-"""The shapes of the demo scenes: a monument on a round plaza, and a single quad. World z is up; lengths in scene units."""
+"""The shapes of the demo scenes: a monument on a round plaza, and a quad. World z is up; lengths in scene units."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable
+from itertools import pairwise
 from typing import NamedTuple
 
 import numpy as np
@@ -100,8 +101,7 @@ def revolve(profile: Iterable[tuple[float, float]], segments: int) -> Surface:
     angles = np.linspace(0.0, 2 * np.pi, segments + 1)
     ring = np.stack([np.cos(angles), np.sin(angles)], axis=-1)
     bands = []
-    corners = list(profile)
-    for (r0, z0), (r1, z1) in zip(corners[:-1], corners[1:], strict=True):
+    for (r0, z0), (r1, z1) in pairwise(profile):
         lower = np.column_stack([r0 * ring, np.full(segments + 1, z0)])
         upper = np.column_stack([r1 * ring, np.full(segments + 1, z1)])
         faces = _grid_faces(segments, 1)

@@ -104,9 +104,8 @@ def write_image(path: str | Path, array: np.ndarray) -> None:
         raise ValueError(f"expected uint8 [h, w], [h, w, 3] or [h, w, 4], got {array.dtype} {array.shape}")
     if path.suffix.lower() not in IMAGE_SUFFIXES:
         raise ValueError(f"cannot write '{path.suffix}' images; use one of {', '.join(IMAGE_SUFFIXES)}")
-    options = {"quality": 95} if path.suffix.lower() in (".jpg", ".jpeg", ".webp") else {}
-    with atomic_path(path) as temporary:
-        Image.fromarray(np.ascontiguousarray(array)).save(temporary, **options)
+    with atomic_path(path) as temporary:  # lossless formats ignore the quality
+        Image.fromarray(np.ascontiguousarray(array)).save(temporary, quality=95)
 
 
 def area_downscale(rgb: UInt8[np.ndarray, "h w c"], width: int, height: int) -> UInt8[np.ndarray, "height width c"]:

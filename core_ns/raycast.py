@@ -184,8 +184,7 @@ class _FaceCaster:
             raise ValueError(f"expected two [N, 3] tensors, got {[*origins.shape]} and {[*directions.shape]}")
         with torch.no_grad():
             from_, towards = (x.detach().to(self.device, torch.float32).contiguous() for x in (origins, directions))
-            nothing = torch.empty(0, dtype=torch.int64, device=self.device)
-            face = self._first_faces(from_, towards) if len(origins) else nothing
+            face = self._first_faces(from_, towards) if len(origins) else self.faces.new_empty(0)
             hits = hits_on_faces(self.vertices, self.faces, from_, towards, face)
         back = origins.device
         return Hits(hits.hit.to(back), hits.t.to(back), hits.face.to(back), hits.barycentric.to(back))
@@ -221,13 +220,9 @@ class EmbreeCaster(_FaceCaster):
 
         starts = range(0, len(from_), CHUNK)
         workers = min(torch.get_num_threads(), len(starts), os.cpu_count() or 1)
-        if workers == 1:
-            for start in starts:
-                trace(start)
-        else:
-            # A pool per call costs 0.1 ms and, unlike a kept one, survives the fork of a data loader.
-            with ThreadPoolExecutor(workers) as pool:
-                list(pool.map(trace, starts))
+        # A pool per call costs 0.1 ms and, unlike a kept one, survives the fork of a data loader.
+        with ThreadPoolExecutor(workers) as pool:
+            list(pool.map(trace, starts))
         return torch.from_numpy(face)
 
 

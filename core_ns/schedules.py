@@ -10,7 +10,7 @@ from __future__ import annotations
 import importlib
 import math
 from dataclasses import dataclass, field
-from typing import Type
+from typing import Optional, Type
 
 import numpy as np
 import torch
@@ -58,8 +58,9 @@ class CosineSchedulerConfig(SchedulerConfig):
     """target class to instantiate"""
     final_ratio: float = 1 / 30
     """Learning rate at max_steps, as a share of the initial one."""
-    max_steps: int = 20000
-    """Step at which the final learning rate is reached; constant from there on."""
+    max_steps: Optional[int] = None
+    """Step at which the final learning rate is reached; constant from there on. None: the run's last step (filled in by
+    `core_ns.trainer.ZooTrainer`)."""
     warmup_steps: int = 0
     """Steps of linear warm-up, counted from start_step."""
     warmup_ratio: float = 0.01
@@ -80,6 +81,8 @@ class CosineScheduler(Scheduler):
             ValueError: no step is left for the decay, a step count is negative, or a ratio is outside [0, 1].
         """
         config = self.config
+        if config.max_steps is None:
+            raise ValueError("max_steps is not set; only ZooTrainer fills it in")
         if min(config.warmup_steps, config.start_step) < 0:
             raise ValueError(f"warmup_steps and start_step must not be negative, got {config}")
         if config.max_steps <= config.start_step + config.warmup_steps:
@@ -91,10 +94,12 @@ class CosineScheduler(Scheduler):
             raise ValueError(f"final_ratio and warmup_ratio must lie in [0, 1], got {config}")
 
         # A closure, not a callable object: LambdaLR would copy an object's attributes into the checkpoint.
+        max_steps = config.max_steps
+
         def factor(step: int) -> float:
             return cosine_factor(
                 step,
-                max_steps=config.max_steps,
+                max_steps=max_steps,
                 final_ratio=config.final_ratio,
                 warmup_steps=config.warmup_steps,
                 warmup_ratio=config.warmup_ratio,

@@ -42,6 +42,8 @@ class ZooTrainerConfig(TrainerConfig):
         for holder in (self, manager, manager.dataparser):
             if getattr(holder, "data", None) is not None:
                 holder.data = Path(holder.data).expanduser().resolve()
+        if hasattr(manager, "run_dir"):
+            manager.run_dir = self.get_base_dir()
         try:
             if hasattr(self.pipeline, "check_data"):
                 self.pipeline.check_data()  # type: ignore[attr-defined]

@@ -1,4 +1,4 @@
-"""Triangle meshes from disk, in float64, with everything a ray caster cannot use removed or refused (spec xscale 2.8)."""
+"""Triangle meshes from disk, in float64, with what a ray caster cannot use removed or refused (spec xscale 2.8)."""
 
 from __future__ import annotations
 
@@ -65,7 +65,8 @@ def _read(path: Path) -> tuple[np.ndarray, np.ndarray, np.ndarray | None]:
 
     # Materials stay unread: they would pull in other files that the path in the mesh names.
     scene: Any = trimesh.load_scene(path, file_type=path.suffix[1:].lower(), process=False, skip_materials=True)
-    solids = [item for item in scene.geometry.values() if isinstance(item, trimesh.Trimesh) and len(item.faces)]
+    solids: list[Any] = [item for item in scene.geometry.values() if isinstance(item, trimesh.Trimesh)]
+    solids = [item for item in solids if len(item.faces)]
     if not solids:
         points = sum(len(getattr(item, "vertices", ())) for item in scene.geometry.values())
         problem = "holds no faces; it may be truncated or in another format."
@@ -77,7 +78,7 @@ def _read(path: Path) -> tuple[np.ndarray, np.ndarray, np.ndarray | None]:
     count = 0
     for node in scene.graph.nodes_geometry:
         transform, name = scene.graph[node]
-        solid = scene.geometry[name]
+        solid: Any = scene.geometry[name]
         if not any(solid is item for item in solids):
             continue
         points = np.asarray(solid.vertices, dtype=np.float64)
@@ -91,9 +92,8 @@ def _read(path: Path) -> tuple[np.ndarray, np.ndarray, np.ndarray | None]:
         _check_indices(path, index, len(points))
         faces.append(index + count)
         count += len(points)
-        has_colors = solid.visual is not None and solid.visual.kind == "vertex"
-        own = np.asarray(solid.visual.vertex_colors)[:, :3] if has_colors else None
-        colors = colors + [own] if colors is not None and own is not None and len(own) == len(points) else None
+        own = np.asarray(solid.visual.vertex_colors)[:, :3] if solid.visual.kind == "vertex" else None
+        colors = [*colors, own] if colors is not None and own is not None and len(own) == len(points) else None
     if not faces:
         raise DataError(path, "scene", "no mesh is placed in the scene graph.", _EXPORT)
     packed = np.concatenate(colors).astype(np.uint8) if colors else None

@@ -161,8 +161,8 @@ def parse_cam(text: str, file: str | Path, pixel_center_offset: float = 0.5) -> 
     if len(rest) < 9:
         place = f"intrinsic, line {intrinsic[-1][0] if intrinsic else line_k}"
         raise DataError(file, place, f"{len(rest)} numbers where 9 (3x3) belong.", _LAYOUT)
-    depth = _depth(rest[9:], file, intrinsic[9][0] if len(rest) > 9 else line_k)
     intrinsics = _intrinsics(rest[:9], file, intrinsic[0][0], pixel_center_offset)
+    depth = _depth(rest[9:], file, intrinsic[9][0] if len(rest) > 9 else line_k)
     try:
         with np.errstate(all="ignore"):  # absurd numbers overflow; the checks below and inside catch them
             w2c = rigid_from_w2c(np.array(pose).reshape(-1, 4))

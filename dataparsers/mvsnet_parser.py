@@ -1,4 +1,4 @@
-"""nerfstudio dataparser ``mvsnet-data``: photos, MVSNet cameras and a mesh in one folder (spec xscale 2.1, 2.7, 2.8)."""
+"""nerfstudio dataparser ``mvsnet-data``: photos, MVSNet cameras and a mesh in a folder (spec xscale 2.1, 2.7, 2.8)."""
 
 from __future__ import annotations
 

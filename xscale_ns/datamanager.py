@@ -261,13 +261,11 @@ class XScaleDataManager(VanillaDataManager):
             if storage == "auto":
                 storage = "ram" if raw <= psutil.virtual_memory().available / 2 else "tiles"
             folder = self.config.tile_folder or default_tile_folder(self.config.data)
-            cached = self.config.hits == "cached"
-            if cached and storage != "tiles":
-                storage = "tiles"
             CONSOLE.print(f"Training pixels: {storage}, {raw / 1e9:.2f} GB raw, {len(sources)} views")
             self.pixels = open_pixels(
                 storage, sources, folder, self.surface, self.train_dataset.cameras, self.kept_views,
-                cached=cached, pool_tiles=self.config.pool_tiles, jobs=self.config.jobs, seed=comms.get_rank(),
+                cached=self.config.hits == "cached", pool_tiles=self.config.pool_tiles, jobs=self.config.jobs,
+                rank=comms.get_rank(), step=self.train_count,
             )  # fmt: skip
         return self.pixels
 
@@ -282,13 +280,14 @@ class XScaleDataManager(VanillaDataManager):
         drawn = source.draw(self.get_train_rays_per_batch(), generator)
         views = torch.as_tensor(self.kept_views)[drawn.view]
         if drawn.t is not None:
+            # Stored distances belong to pixel centres.
             offsets = torch.full((len(views), 1, 2), 0.5)
         else:
             offsets = sub_pixel_offsets(len(views), self.config.train_sub_samples, self.config.jitter, generator)
-        bundle = self._bundle(self.train_dataset.cameras, views, drawn.pixel.float()[:, None] + offsets)
+        bundle = self._bundle(self.train_dataset.cameras, views, drawn.xy.float()[:, None] + offsets)
         if drawn.t is not None:
             bundle.metadata["t"] = drawn.t.to(self.device)[:, None, None]
-        return bundle, self._batch(views, drawn.pixel, drawn.rgb)
+        return bundle, self._batch(views, drawn.xy, drawn.rgb)
 
     def next_eval(self, step: int) -> tuple[RayBundle, dict[str, Any]]:
         """Pixels of one random held-out photo."""

@@ -176,12 +176,10 @@ def sum_equal_rows(
     ``torch.sparse``'s coalesce gives the same but sums serially row by row (4 to 10 times slower on CPU).
     """
     ordered, permutation = torch.sort(rows, stable=True)
-    first = torch.ones_like(ordered, dtype=torch.bool)
-    torch.ne(ordered[1:], ordered[:-1], out=first[1:])
-    distinct = ordered[first].long()
+    distinct, place = torch.unique_consecutive(ordered, return_inverse=True)
     sums = values.new_zeros(len(distinct), values.shape[1])
-    add_rows(sums, first.cumsum(0, dtype=torch.int32) - 1, gather_rows(values, permutation))
-    return distinct, sums
+    add_rows(sums, place, gather_rows(values, permutation))
+    return distinct.long(), sums
 
 
 def _sends_rows(table: Tensor, touches: int) -> bool:

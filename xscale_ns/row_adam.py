@@ -95,11 +95,18 @@ def touched_rows(grad: Tensor) -> tuple[Int[Tensor, "U"], Float[Tensor, "U F"]]:
         rows, values = grad._indices()[0], grad._values().flatten(1)
         if not grad.is_coalesced():
             rows, values = sum_equal_rows(rows, values.contiguous())
-        live = (values != 0).any(1)
-        return (rows, values) if live.all() else (rows[live], values[live])
+        live = _nonzero_rows(values)
+        return (rows, values) if len(live) == len(rows) else (rows.index_select(0, live), gather_rows(values, live))
     flat = grad.reshape(len(grad), -1)
-    rows = (flat != 0).any(1).nonzero()[:, 0]
+    rows = _nonzero_rows(flat)
     return rows, gather_rows(flat, rows)
+
+
+def _nonzero_rows(values: Float[Tensor, "T F"]) -> Int[Tensor, "U"]:
+    if values.shape[1] % 2 == 0 and values.is_contiguous():  # compared in pairs: reducing a short row is slow on CPU
+        values = torch.view_as_complex(values.view(len(values), -1, 2))
+    nonzero = values != 0
+    return (nonzero[:, 0] if nonzero.shape[1] == 1 else nonzero.any(1)).nonzero()[:, 0]
 
 
 def _update_rows(

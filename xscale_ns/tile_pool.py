@@ -4,17 +4,15 @@
 uint8; `DecodePool` (``decode-pool``) holds a few decoded photos. The pools bound memory whatever the number and size of
 the views (spec xscale 4.2).
 
-How the pools stay unbiased. All slots are replaced in turn, oldest first, at the pace at which the pool as a whole gives
-25 % of its pixels. So every tile stays equally long, and a tile with few valid pixels neither leaves sooner nor lingers
-(counting per tile would do that: a tile with one pixel cannot give a quarter of it). Then either of two choices is
-uniform over pixels:
+How the pools stay unbiased. All slots are replaced in turn, oldest first, at the pace at which the pool as a whole
+gives 25 % of its pixels: every tile stays equally long. (Counting per tile would let one with a single valid pixel stay
+longer: it cannot give a quarter of it.) Then either of two choices is uniform over pixels:
 
-- tiles enter equally often and each *pixel* of the pool is drawn with equal probability (`TilePool`; the share of a tile
-  in the pool fluctuates by about 1 / tiles, which thousands of tiles make invisible; one pass visits each tile once);
-- photos enter in proportion to their pixels and each *slot* is drawn with equal probability (`DecodePool`: exact for a
-  handful of slots of very different sizes).
+- tiles enter equally often and each *pixel* of the pool is equally likely (`TilePool`: one pass visits each tile once;
+  the share of a tile in the pool fluctuates by about 1 / tiles, invisible with thousands of tiles);
+- photos enter in proportion to their pixels and each *slot* is equally likely (`DecodePool`: exact for a few slots).
 
-Doing both, tiles entering in proportion and pixels drawn uniformly, would count the number of pixels twice.
+Doing both, entering in proportion and drawing pixels uniformly, would count the number of pixels twice.
 """
 
 from __future__ import annotations

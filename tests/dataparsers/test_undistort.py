@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import warnings
 from dataclasses import replace
 
 import cv2
 import numpy as np
 import pytest
 import torch
+
 from dataparsers.undistort import (
     Calibration,
     distort,
@@ -54,7 +56,9 @@ def test_lens_model_agrees_with_opencv() -> None:
 
 
 def test_lens_terms_mean_the_same_in_nerfstudio() -> None:
-    from nerfstudio.cameras.camera_utils import radial_and_tangential_undistort
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # nerfstudio's imports warn about their own age
+        from nerfstudio.cameras.camera_utils import radial_and_tangential_undistort
 
     rng = np.random.default_rng(1)
     points = rng.uniform(-0.5, 0.5, (300, 2))
@@ -64,7 +68,9 @@ def test_lens_terms_mean_the_same_in_nerfstudio() -> None:
     np.testing.assert_allclose(found.numpy(), points, rtol=0, atol=1e-7)
 
 
-@pytest.mark.parametrize("lens", [BARREL, PINCUSHION, replace(BARREL, k1=-0.3, k2=0.1)], ids=["barrel", "pin", "strong"])
+@pytest.mark.parametrize(
+    "lens", [BARREL, PINCUSHION, replace(BARREL, k1=-0.3, k2=0.1)], ids=["barrel", "pin", "strong"]
+)
 def test_round_trip_of_points(lens: Calibration) -> None:
     pixels = np.random.default_rng(2).uniform([0, 0], [lens.width, lens.height], (2000, 2))
     ideal = normalised_from_pixels(pixels, lens)
