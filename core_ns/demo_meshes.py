@@ -106,8 +106,9 @@ def revolve(profile: Iterable[tuple[float, float]], segments: int) -> Surface:
         upper = np.column_stack([r1 * ring, np.full(segments + 1, z1)])
         faces = _grid_faces(segments, 1)
         vertices = np.concatenate([lower, upper])
-        doubled = np.linalg.norm(np.cross(*(vertices[faces[:, k]] - vertices[faces[:, 0]] for k in (1, 2))), axis=-1)
-        band = _with_normals(vertices, faces[doubled > 1e-12])
+        a, b, c = vertices[faces[:, 0]], vertices[faces[:, 1]], vertices[faces[:, 2]]
+        # Where the profile meets the axis one of a cell's two triangles has no area.
+        band = _with_normals(vertices, faces[np.linalg.norm(np.cross(b - a, c - a), axis=-1) > 1e-12])
         seam = band.normals.reshape(2, segments + 1, 3)
         seam[:, [0, -1]] = seam[:, [0]] + seam[:, [-1]]  # first and last vertex coincide: no visible seam
         length = np.linalg.norm(seam, axis=-1, keepdims=True)

@@ -164,7 +164,7 @@ def orbit(variant: Variant, views: int, seed: int) -> Float[Array, "n 4 4"]:
         golden = (view * 0.6180339887498949) % 1.0
         azimuth = 2 * np.pi * (view + rng.uniform(-0.2, 0.2)) / views + 0.35
         if variant == "quad":
-            tilt, distance = np.radians(10 + 35 * golden), 2.6 + 0.5 * ((view * 0.7548776662) % 1.0)
+            tilt, distance = np.radians(10 + 35 * golden), 3.0 + 0.5 * ((view * 0.7548776662) % 1.0)
             target = np.array([0.0, 0.0, 0.0])
         else:
             close = view % 4 == 3
@@ -205,7 +205,9 @@ def build_demo_scene(
     if views < 1 or not 0 <= test_views < views:
         raise ValueError(f"need 0 <= test_views < views, got {test_views} test views of {views}")
     if min(width, height) < 2 or min(texture_detail, mesh_faces) < 1 or seed < 0:
-        raise ValueError("width and height need 2 pixels, texture_detail and mesh_faces 1, and seed must not be negative")
+        raise ValueError(
+            "width and height need 2 pixels, texture_detail and mesh_faces 1, and seed must not be negative"
+        )
     surface = demo_meshes.monument(mesh_faces, seed) if variant == "monument" else demo_meshes.quad(mesh_faces)
     vertices = surface.vertices.astype(np.float32)
     names = tuple(f"{view:05d}" for view in range(views))

@@ -57,7 +57,7 @@ class Noise:
         shape = np.where((radius >= 4) & (radius <= 0.4 * VOXELS), np.maximum(radius, 1.0) ** -1.9, 0.0)
         channels = []
         for _ in range(3):
-            field = np.fft.irfftn(np.fft.rfftn(rng.normal(size=(VOXELS,) * 3)) * shape, s=(VOXELS,) * 3)
+            field = np.fft.irfftn(np.fft.rfftn(rng.normal(size=(VOXELS,) * 3)) * shape)
             channels.append(np.pad(field / field.std(), ((0, 1), (0, 1), (0, 1)), "wrap"))
         self._table = torch.tensor(np.stack(channels), dtype=torch.float32)[None]
         self._table = self._table.contiguous(memory_format=torch.channels_last_3d)  # one cache line per look-up

@@ -35,9 +35,7 @@ def psnr(pred: Float[Tensor, "h w 3"], truth: Float[Tensor, "h w 3"]) -> float:
     return _psnr_from_mse((pred - truth).square().mean(dtype=torch.float64))
 
 
-def masked_psnr(
-    pred: Float[Tensor, "h w 3"], truth: Float[Tensor, "h w 3"], mask: Bool[Tensor, "h w"]
-) -> float | None:
+def masked_psnr(pred: Float[Tensor, "h w 3"], truth: Float[Tensor, "h w 3"], mask: Bool[Tensor, "h w"]) -> float | None:
     """PSNR in dB over the pixels where ``mask`` is true; None when there are none."""
     if not bool(mask.any()):
         return None

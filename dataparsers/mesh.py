@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import itertools
+import mmap
+import re
 import warnings
 from dataclasses import dataclass
 from pathlib import Path
@@ -142,6 +144,22 @@ def _check_length(path: Path) -> None:
         raise DataError(path, "header", problem, "Copy or export the mesh again.")
 
 
+def _check_obj_indices(path: Path) -> None:
+    """Refuse the two kinds of OBJ index that trimesh turns into wrong triangles without complaint.
+
+    OBJ counts from 1; and a negative index counts back from the face, not from the end of the file.
+    """
+    with open(path, "rb") as handle, mmap.mmap(handle.fileno(), 0, access=mmap.ACCESS_READ) as text:
+        zero = re.search(rb"^f[^\n]*[ \t]0+(?![0-9])", text, re.MULTILINE)
+        relative = re.search(rb"^f[^\n]*[ \t]-", text, re.MULTILINE)
+        later = relative and re.compile(rb"^v[ \t]", re.MULTILINE).search(text, relative.end())
+        if zero:
+            raise DataError(path, f"byte {zero.start()}", "a face has index 0; OBJ counts from 1.", _EXPORT)
+        if relative and later:
+            problem = "faces with negative indices stand between vertices, which cannot be read."
+            raise DataError(path, f"byte {relative.start()}", problem, _EXPORT)
+
+
 def load_mesh(path: str | Path) -> Mesh:
     """Read a triangle mesh in the frame of its file.
 
@@ -167,6 +185,8 @@ def load_mesh(path: str | Path) -> Mesh:
         warnings.filterwarnings("error", message=".*could not be read to its end.*")
         try:
             _check_length(path)
+            if path.suffix.lower() == ".obj":
+                _check_obj_indices(path)
             vertices, faces, colors = _read(path)
         except DataError:
             raise

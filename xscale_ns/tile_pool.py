@@ -199,6 +199,8 @@ class TilePool(_Ring):
         self._where = np.zeros((slots, 3), dtype=np.int64)
         for slot in range(slots):
             self._place(slot, self._read(slot) if resident else self._fetch())
+        if resident:
+            store.close()
         super().__init__(slots, resident, background)
 
     @property

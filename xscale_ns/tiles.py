@@ -141,6 +141,9 @@ class TileStore:
             while self._files:
                 self._files.popitem()[1].close()
 
+    def __del__(self) -> None:
+        self.close()
+
     @classmethod
     def open(cls, folder: Path, names: Sequence[str] | None = None) -> TileStore:
         """Open a finished store with the named views in that order (default: all).

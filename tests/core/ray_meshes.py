@@ -10,7 +10,7 @@ from torch import Tensor
 
 from core_ns.errors import is_importable
 from core_ns.frames import camera_directions
-from core_ns.raycast import Hits, make_caster
+from core_ns.raycast import Hits, interpolate, make_caster
 
 MODULES = {"embree": "embreex.rtcore_scene", "open3d": "open3d", "warp": "warp", "torch": "torch"}
 BACKENDS = ["embree", "open3d", "warp", "torch"]
@@ -77,11 +77,13 @@ def assert_agree(a: Hits, b: Hits, vertices: Tensor, faces: Tensor, origins: Ten
     assert same.sum() > 0.3 * len(a.hit)
     assert torch.quantile((a.t - b.t)[same].abs(), 0.999) <= 1e-5 * extent
     points = [origins + x.t[:, None] * directions for x in (a, b)]
-    assert (points[0] - points[1])[same].norm(dim=1).max() <= 1e-4 * extent
+    points += [interpolate(x, faces, vertices) for x in (a, b)]
+    for point in points[1:]:
+        assert (points[0] - point)[same].norm(dim=1).max() <= 1e-4 * extent
 
 
 def plane_solution(vertices: Tensor, faces: Tensor, origins: Tensor, directions: Tensor, face: Tensor):
-    """Twin of `hits_on_faces` by plane equation and sub-areas instead of Möller-Trumbore; float64 numpy."""
+    """t, weights of vertices 0 and 1, and |cos| of incidence on known faces by plane equation and sub-areas; float64."""
     a, b, c = (vertices.double().numpy()[faces[face, k].numpy()] for k in range(3))
     o, d = origins.double().numpy(), directions.double().numpy()
     normal = np.cross(b - a, c - a)

@@ -167,6 +167,9 @@ MALFORMED: dict[str, tuple[str, str | bytes]] = {
     "obj word for a coordinate": ("a.obj", GOOD_OBJ.replace("v 1 0 0", "v 1 0 x")),
     "obj word for an index": ("a.obj", GOOD_OBJ.replace("f 1 2 3", "f 1 2 x")),
     "obj index beyond": ("a.obj", GOOD_OBJ.replace("f 1 2 3", "f 1 2 9")),
+    "obj counted from zero": ("a.obj", GOOD_OBJ.replace("f 1 2 3", "f 0 1 2")),
+    "obj index zero with texture": ("a.obj", GOOD_OBJ.replace("f 1 2 3", "f 1/1 0/2 3/3")),
+    "obj relative indices between vertices": ("a.obj", GOOD_OBJ.replace("f 1 2 3", "f -3 -2 -1") * 2),
     "obj without vertices": ("a.obj", "f 1 2 3\n"),
     "obj NaN": ("a.obj", GOOD_OBJ.replace("0", "nan")),
     "ply index beyond": ("a.ply", ply(TRIANGLE, ["3 0 1 7"])),
@@ -240,6 +243,8 @@ def test_there_are_as_many_malformed_cases_as_promised() -> None:
         ("unknown suffix", "'.xyzzy' is not a known mesh format"),
         ("ply needle", "none of the 1 faces"),
         ("ply more faces declared", "declares 12 lines of vertices and faces, 4 follow"),
+        ("obj counted from zero", "OBJ counts from 1"),
+        ("obj relative indices between vertices", "negative indices stand between vertices"),
         ("ply index beyond", "name vertices that do not exist (there are 3)"),
     ],
 )

@@ -46,14 +46,13 @@ def open_pool(kind: str, folder: Path, views, *, slots: int = 10**6, **options):
 
 def counts(pool, views, draws: int, batch: int, seed: int = 0) -> list[np.ndarray]:
     """How often each pixel of each view was drawn."""
-    found = [np.zeros((view.height, view.width), dtype=np.int64) for view in views]
-    source = generator(seed)
+    sizes = np.array([view.width * view.height for view in views])
+    start, width = np.cumsum(sizes) - sizes, np.array([view.width for view in views])
+    found, source = np.zeros(sizes.sum(), dtype=np.int64), generator(seed)
     for _ in range(draws):
-        pixels = pool.draw(batch, source)
-        for index, image in enumerate(found):
-            mine = pixels.xy[pixels.view == index].numpy()
-            np.add.at(image, (mine[:, 1], mine[:, 0]), 1)
-    return found
+        view, xy, _, _ = (column if column is None else column.numpy() for column in pool.draw(batch, source))
+        found += np.bincount(start[view] + xy[:, 1] * width[view] + xy[:, 0], minlength=len(found))
+    return [part.reshape(view.height, view.width) for part, view in zip(np.split(found, start[1:]), views, strict=True)]
 
 
 KINDS = [("ram", 0), ("tiles", 10**6), ("tiles", 7), ("decode", 16), ("decode", 2)]
@@ -113,7 +112,9 @@ def shares(found, views, size: int = 64) -> tuple[np.ndarray, np.ndarray]:
         for y, x in itertools.product(range(0, view.height, size), range(0, view.width, size)):
             drawn.append(image[y : y + size, x : x + size].sum())
             valid.append(mask[y : y + size, x : x + size].sum())
-    return np.array(drawn) / sum(drawn), np.array(valid) / sum(valid)
+    used = np.array(valid) > 0
+    assert not np.array(drawn)[~used].any()
+    return np.array(drawn)[used] / sum(drawn), np.array(valid)[used] / sum(valid)
 
 
 def test_turnover_is_uniform_over_tiles_of_any_size(tmp_path):
@@ -126,11 +127,11 @@ def test_turnover_is_uniform_over_tiles_of_any_size(tmp_path):
         visits = pool._entered / total
     drawn, valid = shares(found, views)
     assert visits > 200
-    # Errors of a tile: its own draws, and residence that varies by the visits' share of the whole run.
-    error = 5 * np.sqrt(1 / (drawn.size * visits) + 1 / (valid * 700 * 20_000))
-    assert (np.abs(drawn / valid - 1) < np.maximum(error, 0.06)).all(), (drawn / valid).round(3)
-    # Large, small, masked: no systematic preference.
-    assert np.abs(shares(found, views, 10**6)[0] / shares(found, views, 10**6)[1] - 1)[[0, 3, 4]].max() < 0.02
+    # Five sigma of a tile's own draws, or what 47 slots of so different sizes may favour the small ones by (1 / slots).
+    error = np.maximum(5 / np.sqrt(valid * 700 * 20_000), 0.08)
+    assert (np.abs(drawn / valid - 1) < error).all(), (drawn / valid).round(3)
+    drawn, valid = shares(found, views, 10**6)
+    np.testing.assert_allclose((drawn / valid)[[0, 2, 3, 4]], 1, atol=0.05)
 
 
 def test_decoded_photos_turn_over_uniformly(tmp_path):
@@ -217,8 +218,7 @@ def test_the_thread_replaces_and_stops(tmp_path, kind):
     assert threading.active_count() == before + 1
     seen: set[int] = set()
     end = time.monotonic() + 60
-    while len(seen) < len(SIZES) and time.monotonic() < end:
-        # The single pixel of view 1 is the last to be seen.
+    while not seen >= {0, 2, 3, 4} and time.monotonic() < end:  # not waiting for the single pixel of view 1
         seen |= set(pool.draw(50_000, generator()).view.tolist())
     assert seen >= {0, 2, 3, 4}
     pool.close()
@@ -233,7 +233,7 @@ def test_a_resident_pool_has_no_thread_and_reads_nothing_more(tmp_path):
     pool = open_pool("tiles", tmp_path, views)
     assert threading.active_count() == before
     TileStore.clean(tmp_path / "s")
-    found = counts(pool, views, 5, 200_000)
+    found = counts(pool, views, 10, 200_000)
     assert all((image > 0).all() for image in found)
     pool.close()
 
@@ -244,10 +244,14 @@ def test_files_that_vanish_end_the_draws(tmp_path, background):
     pool = open_pool("tiles", tmp_path, views, slots=3, background=background)
     pool._store.close()
     TileStore.clean(tmp_path / "s")
-    with pytest.raises(DataError, match="cannot be opened"):
+
+    def train() -> None:
         for _ in range(600):
             pool.draw(10_000)
             time.sleep(0.05 if background else 0)
+
+    with pytest.raises(DataError, match="cannot be opened"):
+        train()
     pool.close()
 
 
@@ -259,6 +263,7 @@ import torch
 from xscale_ns.tile_pool import TilePool
 from xscale_ns.tiles import TileStore
 torch.set_num_threads(1)
+Path("/proc/self/clear_refs").write_text("5")  # the import's peak would hide a growth: start the mark again
 store = TileStore.open(Path(sys.argv[1]), [f"v{{i}}" for i in range(int(sys.argv[2]))])
 with TilePool(store, 512) as pool:
     for step in range(300):
@@ -282,6 +287,6 @@ def test_memory_does_not_grow_with_the_views(tmp_path):
         return int(subprocess.run(command, capture_output=True, check=True, timeout=300).stdout) / 1024
 
     few, many = peak(4), peak(32)
-    # The whole store in memory would add 66 MB; 15 MB is the noise of two runs.
+    # The 28 views more would be 66 MB if they stayed in memory.
     assert many < 1.1 * few
     assert many < few + 15

@@ -12,8 +12,8 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from PIL import Image
 from photo_views import SIZES, assembled, content_hashes, distance, make_views, quiet
+from PIL import Image
 
 from core_ns.errors import DataError
 from xscale_ns import tile_format
@@ -75,21 +75,8 @@ def test_an_rgba_photo_is_its_own_mask(tmp_path):
     pixels[..., 3] = np.arange(70) % 2 * 200
     Image.fromarray(pixels).save(tmp_path / "a.png")
     views = [ViewSource("a", tmp_path / "a.png", 70, 70, {}, tmp_path / "a.png")]
-    with TileStoreClosing(TileStore.build(tmp_path / "s", views, progress=quiet)) as store:
-        np.testing.assert_array_equal(assembled(store, 0)[2][:70, :70], pixels[..., 3] > 0)
-
-
-class TileStoreClosing:
-    """Closes the store's files, which pytest would report as leaked."""
-
-    def __init__(self, store):
-        self.store = store
-
-    def __enter__(self):
-        return self.store
-
-    def __exit__(self, *_):
-        self.store.close()
+    store = TileStore.build(tmp_path / "s", views, progress=quiet)
+    np.testing.assert_array_equal(assembled(store, 0)[2][:70, :70], pixels[..., 3] > 0)
 
 
 def test_open_files_stay_bounded(tmp_path):
