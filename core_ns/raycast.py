@@ -1,12 +1,11 @@
 """First hits of free rays on a triangle mesh.
 
-Each backend reports what its own float32 search found, brought to one form: which vertices a library's (u, v) weight, its
-mark for a miss and its rounding over a triangle's border end here. Solving again on the found face in float64 would cost
-0.13-0.22 us per ray, half of Embree's time on coherent rays, to gain what nobody downstream can see: on a mesh of extent
-2, seen from 2-3 away, Embree's t is within 1e-6 at the 99.9th percentile. Hits are two-sided. Interface: spec xscale 8.1.
-
-Subtract the mesh centre in float64 *before* casting to float32 (spec xscale 2.8): nothing here can bring back digits
-that geo-referenced coordinates lost.
+Each backend reports what its own float32 search found, brought to one form: which vertices a library's (u, v) weight,
+its mark for a miss and its rounding across a triangle's border end here. Solving again on the found face in float64
+would cost 0.13-0.22 us per ray, nearly as much as tracing coherent rays, for nothing anyone downstream can see: on a
+mesh of extent 2 seen from 2 away Embree's t is within 1e-6 at the 99.9th percentile. Hits are two-sided. See spec xscale
+8.1. Subtract the mesh centre in float64 *before* casting to float32 (spec xscale 2.8): nothing here can bring back
+digits that geo-referenced coordinates lost.
 """
 
 from __future__ import annotations
@@ -174,26 +173,189 @@ class _NumpyHits:
         return Hits(*(torch.from_numpy(x) for x in (self.hit, self.t, self.face, self.barycentric)))
 
 
-class _FaceCaster:
-    """Moves rays to where the backend computes, asks it for faces, solves on them and moves the hits back."""
+class EmbreeCaster(_MovingCaster):
+    """Intel Embree 4 through embreex, on ``torch.get_num_threads()`` threads (embreex releases the GIL)."""
 
-    name: str
+    name = "embree"
 
     def __init__(self, vertices: Tensor, faces: Tensor, device: torch.device) -> None:
-        self.vertices = vertices.to(device, torch.float32).contiguous()
-        self.faces = faces.to(device, torch.int32).contiguous()
-        self.device = device
+        super().__init__(vertices, faces, torch.device("cpu"))
+        how = "pip install embreex"
+        scene_module = need("embreex.rtcore_scene", "The embree ray caster", how)
+        mesh_module = need("embreex.mesh_construction", "The embree ray caster", how)
+        # Without robust=True about one in twenty rays aimed at an edge slips between the two faces.
+        self._scene = scene_module.EmbreeScene(robust=True)
+        mesh_module.TriangleMesh(self._scene, self.vertices.numpy(), self.faces.numpy())
+        # The first query builds the tree; two threads must not both find it missing.
+        self._scene.run(np.zeros((1, 3), np.float32), np.array([[0, 0, 1]], np.float32))
 
-    def cast(self, origins: Float32[Tensor, "n 3"], directions: Float32[Tensor, "n 3"]) -> Hits:
-        """See `RayCaster.cast`. Rays are constants here: no gradient flows through the hits."""
-        if origins.shape != directions.shape or origins.ndim != 2 or origins.shape[1] != 3:
-            raise ValueError(f"expected two [N, 3] tensors, got {[*origins.shape]} and {[*directions.shape]}")
-        with torch.no_grad():
-            from_, towards = (x.detach().to(self.device, torch.float32).contiguous() for x in (origins, directions))
-            face = self._first_faces(from_, towards) if len(origins) else self.faces.new_empty(0)
-            hits = hits_on_faces(self.vertices, self.faces, from_, towards, face)
-        back = origins.device
-        return Hits(hits.hit.to(back), hits.t.to(back), hits.face.to(back), hits.barycentric.to(back))
+    def _first_hits(self, origins: Tensor, directions: Tensor) -> Hits:
+        from_, towards = origins.numpy(), directions.numpy()
+        result = _NumpyHits(len(from_))
+
+        def trace(start: int) -> None:
+            part = slice(start, start + CHUNK)
+            found = self._scene.run(from_[part], towards[part], output=True)
+            result.put(part, found["primID"], found["tfar"], found["u"], found["v"])
+
+        starts = range(0, len(from_), CHUNK)
+        workers = min(torch.get_num_threads(), len(starts))
+        if workers == 1:
+            for start in starts:
+                trace(start)
+        else:
+            # A pool per call costs 0.1 ms and, unlike a kept one, survives the fork of a data loader.
+            with ThreadPoolExecutor(workers) as pool:
+                list(pool.map(trace, starts))
+        return result.hits()
+
+
+class Open3dCaster(_MovingCaster):
+    """Open3D's RaycastingScene, on ``torch.get_num_threads()`` threads."""
+
+    name = "open3d"
+
+    def __init__(self, vertices: Tensor, faces: Tensor, device: torch.device) -> None:
+        super().__init__(vertices, faces, torch.device("cpu"))
+        how = "pip install open3d (Debian: also apt-get install libusb-1.0-0)"
+        self._open3d: Any = need("open3d", "The open3d ray caster", how)
+        self._scene = self._open3d.t.geometry.RaycastingScene()
+        tensor = self._open3d.core.Tensor
+        self._scene.add_triangles(tensor(self.vertices.numpy()), tensor(self.faces.numpy().astype(np.uint32)))
+
+    def _first_hits(self, origins: Tensor, directions: Tensor) -> Hits:
+        rays = self._open3d.core.Tensor(torch.cat([origins, directions], dim=1).numpy())
+        found = self._scene.cast_rays(rays, nthreads=torch.get_num_threads())
+        # A miss is the largest uint32, which is -1 read as int32.
+        face, uv = found["primitive_ids"].numpy().view(np.int32), found["primitive_uvs"].numpy()
+        result = _NumpyHits(len(face))
+        result.put(slice(None), face, found["t_hit"].numpy(), uv[:, 0], uv[:, 1])
+        return result.hits()
+
+
+@functools.cache
+def _warp() -> tuple[Any, Any]:
+    """The warp module, initialised without its banner, and the kernel, defined at first use: warp is optional."""
+    wp: Any = need("warp", "The warp ray caster", "pip install 'nvs-zoo[warp]'")
+    if hasattr(wp.config, "log_level"):
+        wp.config.log_level = wp.LOG_ERROR
+    else:
+        wp.config.quiet = True
+    wp.init()
+
+    def first_hit(mesh, origins, directions, face, t, weights):
+        i = wp.tid()
+        face[i] = -1
+        t[i] = wp.inf
+        # Left to itself, warp finds hits for infinite directions.
+        length = wp.length_sq(directions[i])
+        if length == 0.0 or not wp.isfinite(length + wp.length_sq(origins[i])):
+            return
+        query = wp.mesh_query_ray(mesh, origins[i], directions[i], 1.0e30)
+        if query.result:
+            face[i] = query.face
+            t[i] = query.t
+            # (u, v) weight vertices 0 and 1.
+            first = wp.clamp(query.u, 0.0, 1.0)
+            weights[i] = wp.vec2(first, wp.clamp(query.v, 0.0, 1.0 - first))
+
+    # Not written in the signature: there they would be strings (future annotations), which warp cannot resolve here.
+    first_hit.__annotations__ = {
+        "mesh": wp.uint64,
+        "origins": wp.array(dtype=wp.vec3),
+        "directions": wp.array(dtype=wp.vec3),
+        "face": wp.array(dtype=wp.int32),
+        "t": wp.array(dtype=wp.float32),
+        "weights": wp.array(dtype=wp.vec2),
+    }
+    return wp, wp.kernel(first_hit, enable_backward=False)
+
+
+class WarpCaster(_MovingCaster):
+    """NVIDIA Warp mesh queries, on CUDA or one CPU thread; the kernel is compiled at the first cast, then cached."""
+
+    name = "warp"
+
+    def __init__(self, vertices: Tensor, faces: Tensor, device: torch.device) -> None:
+        super().__init__(vertices, faces, device)
+        wp, _ = _warp()
+        with self._stream():
+            points = wp.from_torch(self.vertices, dtype=wp.vec3)
+            self._mesh = wp.Mesh(points, wp.from_torch(self.faces.flatten(), dtype=wp.int32))
+
+    def _stream(self):
+        """Queue warp's work behind torch's on CUDA; nothing to do on a CPU."""
+        wp, _ = _warp()
+        if self.device.type != "cuda":
+            return wp.ScopedDevice("cpu")
+        return wp.ScopedStream(wp.stream_from_torch(torch.cuda.current_stream(self.device)))
+
+    def _first_hits(self, origins: Tensor, directions: Tensor) -> Hits:
+        wp, kernel = _warp()
+        face = torch.empty(len(origins), dtype=torch.int32, device=self.device)
+        t, weights = torch.empty(len(origins), device=self.device), torch.zeros(len(origins), 2, device=self.device)
+        with self._stream():
+            rays = [wp.from_torch(x, dtype=wp.vec3) for x in (origins, directions)]
+            results = [wp.from_torch(face), wp.from_torch(t), wp.from_torch(weights, dtype=wp.vec2)]
+            where = wp.device_from_torch(self.device)
+            wp.launch(kernel, len(origins), [self._mesh.id, *rays, *results], device=where)
+        return Hits(face >= 0, t, face.long(), weights)
+
+
+class NvdiffrastCaster(WarpCaster):
+    """Free rays through warp, and whole undistorted perspective images through nvdiffrast's CUDA rasteriser."""
+
+    name = "nvdiffrast"
+
+    def __init__(self, vertices: Tensor, faces: Tensor, device: torch.device) -> None:
+        how = "pip install from github.com/NVlabs/nvdiffrast (needs a CUDA compiler)"
+        self._rasteriser: Any = need("nvdiffrast.torch", "The nvdiffrast ray caster", how)
+        super().__init__(vertices, faces, device)
+        if len(faces) >= NVDIFFRAST_FACES:
+            raise ValueError(f"nvdiffrast counts fewer than {NVDIFFRAST_FACES} faces, here are {len(faces)}: use warp")
+        self._context = self._rasteriser.RasterizeCudaContext(device=device)
+
+    @torch.no_grad()
+    def cast_image(
+        self, c2w_opengl: Float[np.ndarray, "4 4"], intrinsics: Float[np.ndarray, "3 3"], width: int, height: int
+    ) -> Hits:
+        """First hits of the rays through all pixel centres, row by row from the top left (N = height * width).
+
+        ``t`` is the distance from the camera centre. Near and far planes follow from the mesh's bounding box, with at
+        most 1 : 1e4 between them so that the depth buffer keeps its resolution (spec xscale 3.1); surfaces closer than
+        far / 1e4 are clipped.
+        """
+        c2w = homogeneous(c2w_opengl)
+        w2c = np.linalg.inv(c2w)
+        low, high = (x.double().cpu().numpy() for x in torch.aminmax(self.vertices, dim=0))
+        corners = np.stack(np.meshgrid(*np.stack([low, high], axis=1), indexing="ij"), axis=-1).reshape(8, 3)
+        depths = -(corners @ w2c[2, :3] + w2c[2, 3])
+        far = max(float(depths.max()) * 1.01, 1e-6)  # a mesh behind the camera is clipped whole
+        near = max(float(depths.min()) * 0.99, far / FAR_OVER_NEAR)
+        clip = torch.from_numpy(clip_matrix(np.asarray(intrinsics), width, height, near, far) @ w2c).to(self.device)
+        positions = (self.vertices.double() @ clip[:, :3].T + clip[:, 3]).float()
+        raster, _ = self._rasteriser.rasterize(self._context, positions[None], self.faces, [height, width])
+        raster = raster.reshape(-1, 4)
+        face = raster[:, 3].long() - 1
+        hit = face >= 0
+        # (u, v) weight vertices 0 and 1.
+        first = raster[:, 0].clamp(0.0, 1.0)
+        barycentric = torch.stack([first, raster[:, 1].clamp(min=0.0).minimum(1.0 - first)], dim=1) * hit[:, None]
+        hits = Hits(hit, torch.where(hit, 0.0, torch.inf), face, barycentric)
+        centre = torch.from_numpy(c2w[:3, 3].copy()).to(self.device)
+        distance = (interpolate(hits, self.faces, self.vertices).double() - centre).norm(dim=1).float()
+        return hits._replace(t=torch.where(hit, distance, torch.inf))
+
+
+class TorchCaster(_MovingCaster):
+    """Every ray against every face in float64: the oracle of the other backends, for small meshes on any device."""
+
+    name = "torch"
+
+    def __init__(self, vertices: Tensor, faces: Tensor, device: torch.device) -> None:
+        super().__init__(vertices, faces, device)
+        if len(faces) > BRUTE_FORCE_FACES:
+            raise ValueError(f"brute force is for up to {BRUTE_FORCE_FACES} faces, the mesh has {len(faces)}")
 
     def _first_hits(self, origins: Tensor, directions: Tensor) -> Hits:
         """Möller and Trumbore's solution (1997) for all pairs."""

@@ -150,14 +150,13 @@ def _run(corners: Float[Array, "R 3 2"], y: Float[Array, "R"], size: int) -> tup
     area = edge[:, 0, 0] * edge[:, 1, 1] - edge[:, 0, 1] * edge[:, 1, 0]
     sign = np.sign(area)
     for i in range(3):
-        # Inside: slope * (x - x0) <= rise, after orienting the face.
+        # Inside: slope * (x - x0) <= rise, after orienting the face. A horizontal edge bounds only y: see `_spans`.
         slope = sign * edge[:, i, 1]
         rise = sign * edge[:, i, 0] * (y - corners[:, i, 1])
         with np.errstate(divide="ignore", invalid="ignore"):
             crossing = corners[:, i, 0] + rise / slope
         left = np.where(slope < 0, np.maximum(left, crossing), left)
         right = np.where(slope > 0, np.minimum(right, crossing), right)
-        right = np.where((slope == 0) & (rise < 0), -np.inf, right)
     inside = (area != 0) & (left <= right)
     first = np.ceil(np.where(inside, left, 0.0).clip(-1, size) - 0.5).clip(0).astype(np.int64)
     last = np.floor(np.where(inside, right, -1.0).clip(-1, size) - 0.5).clip(-1, size - 1).astype(np.int64)

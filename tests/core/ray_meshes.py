@@ -83,7 +83,7 @@ def assert_agree(a: Hits, b: Hits, vertices: Tensor, faces: Tensor, origins: Ten
 
 
 def plane_solution(vertices: Tensor, faces: Tensor, origins: Tensor, directions: Tensor, face: Tensor):
-    """t, weights of vertices 0 and 1, and |cos| of incidence on known faces by plane equation and sub-areas; float64."""
+    """t, weights of vertices 0 and 1, |cos| of incidence on known faces from plane and sub-areas; float64 numpy."""
     a, b, c = (vertices.double().numpy()[faces[face, k].numpy()] for k in range(3))
     o, d = origins.double().numpy(), directions.double().numpy()
     normal = np.cross(b - a, c - a)

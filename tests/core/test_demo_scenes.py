@@ -256,11 +256,13 @@ def test_the_quad_looks_the_same_from_everywhere_and_the_monument_nearly(monumen
     points = torch.rand(500, 3, generator=generator) * 2 - 1
     points[:, 2] = 0
     up = torch.tensor([[0.0, 0.0, 1.0]]).expand(500, 3)
-    dirs = [torch.nn.functional.normalize(torch.tensor([[x, 0.3, -1.0]]), dim=-1).expand(500, 3) for x in (-0.8, 0.6)]
+    mirror = SUN * torch.tensor([1.0, 1.0, -1.0])  # sees the sun's reflection in level surfaces
+    dirs = [direction.expand(500, 3) for direction in (mirror, -SUN)]
     assert torch.equal(quad.colour(points, up, dirs[0]), quad.colour(points, up, dirs[1]))
-    points = 0.98 * points + torch.tensor([0.0, 0.0, demo_meshes.PLINTH_TOP])
-    change = (monument.colour(points, up, dirs[0]) - monument.colour(points, up, dirs[1])).abs()
-    assert 1e-3 < float(change.mean()) < 0.1
+    points = 0.85 * points + torch.tensor([0.0, 0.0, demo_meshes.PLINTH_TOP])
+    glossy, plain = (monument.colour(points, up, direction) for direction in dirs)
+    assert float((glossy - plain).amax()) > 0.03  # the highlight
+    assert float((glossy - plain).abs().mean()) < 0.1
 
 
 def test_colours_are_finite_in_range_and_follow_the_seed(monument):

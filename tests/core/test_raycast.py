@@ -61,8 +61,8 @@ def test_hits_solve_the_plane_equation(name: str) -> None:
     o, d, face = origins[hits.hit], directions[hits.hit], hits.face[hits.hit]
     t, weights, cosine = plane_solution(vertices, faces, o, d, face)
     facing = cosine > 0.05
-    assert np.abs(hits.t[hits.hit].numpy() - t)[facing].max() < 1e-6
-    assert np.abs(hits.barycentric[hits.hit].numpy() - weights)[facing].max() < 2e-5
+    assert np.abs(hits.t[hits.hit].numpy() - t)[facing].max() < 1e-5
+    assert np.abs(hits.barycentric[hits.hit].numpy() - weights)[facing].max() < 1e-4
 
 
 @pytest.mark.parametrize("name", BACKENDS)
@@ -92,6 +92,9 @@ def test_misses_nothing_and_degenerate_rays(name: str) -> None:
     assert (hits.face[1:] == -1).all()
     assert (hits.barycentric[1:] == 0).all()
     assert (interpolate(hits, faces, vertices)[1:] == 0).all()
+    near = 0.5 * torch.randn(500, 3, generator=torch.Generator().manual_seed(0))
+    for useless in ([0.0, 0, 0], [0, 0, nan], [0, inf, 0]):
+        assert not caster.cast(near, torch.tensor([useless]).expand(500, 3)).hit.any()
     empty = caster.cast(torch.empty(0, 3), torch.empty(0, 3))
     assert [tuple(x.shape) for x in empty] == [(0,), (0,), (0,), (0, 2)]
     assert [x.dtype for x in empty] == [x.dtype for x in hits]

@@ -84,11 +84,10 @@ def sample(path: Path, count: int, edges_only: bool = False) -> tuple[np.ndarray
 
 
 @pytest.mark.parametrize(
-    ("mesh", "mean_limit", "worst_limit"),
-    [(trimesh.creation.icosphere(3), 0.004, 0.06), (trimesh.creation.box((1.0, 0.6, 1.4)), 0.004, 0.06)],
-    ids=["sphere", "box"],
+    "mesh", [trimesh.creation.icosphere(3), trimesh.creation.box((1.0, 0.6, 1.4))], ids=["sphere", "box"]
 )
-def test_baked_colours_are_the_analytic_ones_inside_and_on_every_edge(mesh, mean_limit, worst_limit, tmp_path) -> None:
+def test_baked_colours_are_the_analytic_ones_inside_and_on_every_edge(mesh, tmp_path) -> None:
+    # 8-bit rounding alone gives 0.001 on average; half a texel of misplacement gives more than 0.003.
     path = tmp_path / "mesh.glb"
     report = bake(np.asarray(mesh.vertices), np.asarray(mesh.faces), wave, 512, path, padding=4)
     assert report.covered_share > 0.3
@@ -96,8 +95,8 @@ def test_baked_colours_are_the_analytic_ones_inside_and_on_every_edge(mesh, mean
     for edges_only in (False, True):
         points, colours, face = sample(path, 20_000, edges_only)
         error = np.abs(colours - wave(points, points))
-        assert error.mean() < mean_limit
-        assert error.max() < worst_limit
+        assert error.mean() < 0.002
+        assert error.max() < 0.025
         assert len(np.unique(face)) == len(mesh.faces)
     positions, faces, *_, material = read_glb(path)
     assert material["pbrMetallicRoughness"]["metallicFactor"] == 0.0

@@ -157,6 +157,9 @@ def edit(content: dict, place: str, change: str) -> str:
     elif change == "renamed":
         state[name + "_v2"] = state.pop(name)
         return name + "_v2"
+    elif change == "added":
+        state["intruder"] = state[name]
+        return "intruder"
     elif change == "shape":
         state[name] = state[name][..., :-1]
     elif change == "dims":
@@ -177,6 +180,10 @@ SHADER = "shading_machine_dict/render_net_c"
     ("place", "change"),
     [
         ("iteration", "missing"),
+        ("iteration", "added"),
+        (f"{SHADER}.layer_sl.0.bias", "added"),
+        ("spatial_encoding_dict/spatial_enc.params", "added"),
+        ("x_embeddings_list/0.weight", "added"),
         ("epoch", "text"),
         ("lr", "renamed"),
         ("shading_machine_dict", "text"),
