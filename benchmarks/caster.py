@@ -1,6 +1,6 @@
 """Rays per second of our casters against bare embreex and bare Open3D on a CPU.
 
-Question: what do the robust flag, the float64 solution on the face and the tensor interface cost, and is embree the
+Question: what do the robust flag, the conversion to our form and the tensor interface cost, and is embree the
 right first choice on a CPU (spec xscale 8.1 measured Open3D ahead of trimesh's embree)?
 
 Every contender gets the same float32 rays. "bare" is ``EmbreeScene.run(output=True)``: one thread and, embreex's

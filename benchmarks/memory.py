@@ -7,8 +7,8 @@ memory. Needs 9 GB of disk in the temporary folder, which is emptied at the end.
     python benchmarks/memory.py
 
 Prediction, written before the first run: drawing takes what importing torch takes (0.5 GB) plus 50 MB of pool, for 8
-and for 64 views alike, ratio 1.00; building takes the same plus, per job, a decoded photo twice (Pillow's 4 bytes and our
-3 bytes per pixel, 0.3 GB): 1.2 GB with two jobs, ratio 1.0. A loader that keeps the photos would take 1.1 and 8.6 GB.
+and for 64 views alike, ratio 1.00; building takes the same plus, per job, a decoded photo twice (Pillow's 4 bytes and
+our 3 bytes per pixel, 0.3 GB): 1.2 GB with two jobs, ratio 1.0. A loader that keeps all photos takes 1.1, 8.6 GB.
 
 Result (two cores, shared with other work, so only the memory counts): drawing 559.4 and 559.5 MiB, of which 506.5 are
 libraries and 48.2 the pool, ratio 1.0002 as predicted. Building 1318 and 1381 MiB, ratio 1.05: 0.1 GB more than

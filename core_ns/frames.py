@@ -134,9 +134,7 @@ def clip_matrix(
     )
 
 
-def camera_directions(
-    pixels: Float[Array, "n 2"], intrinsics: Float[Array, "3 3"]
-) -> Float[Array, "n 3"]:
+def camera_directions(pixels: Float[Array, "n 2"], intrinsics: Float[Array, "3 3"]) -> Float[Array, "n 3"]:
     """Directions (x, -y, -1) in the OpenGL camera frame of continuous pixel coordinates; not normalised."""
     fx, skew, cx = intrinsics[0, 0], intrinsics[0, 1], intrinsics[0, 2]
     y = (pixels[:, 1] - intrinsics[1, 2]) / intrinsics[1, 1]

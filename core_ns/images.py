@@ -55,6 +55,12 @@ def image_size(path: str | Path) -> tuple[int, int]:
         return image.size
 
 
+def has_alpha(path: str | Path) -> bool:
+    """Whether the file stores transparency, from the header only; raises as `image_size`."""
+    with _open(Path(path)) as image:
+        return image.mode in ("RGBA", "LA", "PA", "La", "RGBa") or "transparency" in image.info
+
+
 def _eight_bit(image: Image.Image, path: Path) -> Image.Image:
     """Map 16-bit grey (65535 becomes 255) to 8 bit; refuse pixels whose white is unknown."""
     if image.mode == "F":

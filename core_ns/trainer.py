@@ -75,7 +75,9 @@ def valid_checkpoint(folder: Path, step: int | None = None) -> tuple[dict[str, A
             CONSOLE.print(f"[bold yellow]Skipping {error} It is kept as {aside}.", soft_wrap=True)
             path.replace(aside)
     found = f"{len(candidates)} damaged ones" if candidates else "none"
-    raise DataError(folder, "", f"holds no checkpoint that loads ({found}).", "Train again, or name another --load-dir.")
+    raise DataError(
+        folder, "", f"holds no checkpoint that loads ({found}).", "Train again, or name another --load-dir."
+    )
 
 
 def read_checkpoint(path: Path) -> dict[str, Any]:
@@ -239,9 +241,7 @@ class ZooTrainer(Trainer):
             CONSOLE.print(line, soft_wrap=True, highlight=False, markup=False)
 
 
-def next_commands(
-    config: ZooTrainerConfig, argv: list[str], done: int, total: int, checkpoints: Path
-) -> list[str]:
+def next_commands(config: ZooTrainerConfig, argv: list[str], done: int, total: int, checkpoints: Path) -> list[str]:
     """The commands that go on from a finished or stopped run, one line each, ready to paste.
 
     The resume line repeats the user's own options; ``--max-num-iterations`` counts further steps in nerfstudio 1.1.5.

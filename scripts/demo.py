@@ -72,9 +72,7 @@ def main() -> None:
     thirds = [image.crop((k * image.width // 3, 0, (k + 1) * image.width // 3, image.height))
               for image in pairs for k in (0, 1)]  # fmt: skip
     sheet = folder / "contact_sheet.jpg"
-    contact_sheet(
-        [("held-out photo | render", thirds), ("frames of the video", video_frames(video, 6))], 1400, sheet
-    )
+    contact_sheet([("held-out photo | render", thirds), ("frames of the video", video_frames(video, 6))], 1400, sheet)
     metrics = json.loads(evaluation.read_text())["results"]
     shown = ", ".join(f"{key} {metrics[key]:.3f}" for key in ("psnr", "psnr_masked", "ssim_masked") if key in metrics)
     print(f"\nMetrics on held-out views: {shown}  ({evaluation})")

@@ -79,9 +79,9 @@ def run_python(code: str) -> subprocess.CompletedProcess:
 
 
 def test_all_methods_register_without_heavy_packages(tmp_path):
-    wanted = list(tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["entry-points"][
-        "nerfstudio.method_configs"
-    ])
+    wanted = list(
+        tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["entry-points"]["nerfstudio.method_configs"]
+    )
     code = (
         f"import sys\nfor name in {HEAVY!r}: sys.modules[name] = None\n"
         "from nerfstudio.configs.method_configs import all_methods\n"

@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal, Optional, Union
+from typing import Annotated, Any, Literal, Optional, Tuple, Union
 
 import tyro
 
@@ -109,12 +109,14 @@ class Bake:
     """Texels per side."""
     padding: int = 4
     """Texels by which chart borders are dilated."""
+    frame: Literal["gltf", "world"] = "gltf"
+    """gltf: viewer axes turned to +y up, unit size; world: the coordinates of the scene's own mesh."""
 
     def main(self) -> int:
         """Load the run, bake, write."""
-        from xscale_ns.bake import bake_run
+        from xscale_ns.export import bake_run
 
-        for path in bake_run(self.load_config, self.output_dir, self.texture_size, self.padding):
+        for path in bake_run(self.load_config, self.output_dir, self.texture_size, self.padding, self.frame):
             print(path)
         return 0
 
@@ -143,11 +145,68 @@ class Import:
         return 0
 
 
-def _convert_command() -> Any:
-    """The converters' own subcommands."""
-    from xscale_ns.convert import convert_colmap, convert_metashape
+def metashape(
+    xml: Path,
+    images: Path,
+    output_dir: Path,
+    mesh: Optional[Path] = None,
+    frame: Literal["auto", "local", "world"] = "auto",
+    downscale: int = 1,
+    keep_distortion: bool = False,
+    model_shift: Optional[Tuple[float, float, float]] = None,
+    chunk: Optional[str] = None,
+    link: bool = False,
+) -> None:
+    """Make a scene folder from Agisoft Metashape's camera export and photos.
 
-    return convert_metashape, convert_colmap
+    Args:
+        xml: File > Export > Export Cameras.
+        images: Folder of the original photos.
+        output_dir: Scene folder to make.
+        mesh: Exported model; copied into the scene, and needed by --frame auto.
+        frame: Coordinate system the model was exported in; auto picks the one that fits.
+        downscale: Shrink photos (and intrinsics) by this factor.
+        keep_distortion: Leave the photos alone and write transforms.json with the lens terms (nerfstudio-data).
+        model_shift: The shift entered at the model export.
+        chunk: Label of the chunk, when the file holds several.
+        link: Hard-link unchanged files instead of copying.
+    """
+    from xscale_ns.convert import convert_metashape
+
+    convert_metashape(
+        xml, images, output_dir, mesh=mesh, frame=frame, downscale=downscale, keep_distortion=keep_distortion,
+        model_shift=model_shift, chunk=chunk, link=link,
+    )  # fmt: skip
+
+
+def colmap(
+    model: Path,
+    images: Path,
+    output_dir: Path,
+    mesh: Optional[Path] = None,
+    downscale: int = 1,
+    keep_distortion: bool = False,
+    depth_line: bool = True,
+    link: bool = False,
+) -> None:
+    """Make a scene folder from a COLMAP model and its photos.
+
+    Args:
+        model: Folder with cameras, images and points3D (.bin or .txt).
+        images: The folder COLMAP called image_path.
+        output_dir: Scene folder to make.
+        mesh: A mesh in the model's frame, such as meshed-poisson.ply.
+        downscale: Shrink photos (and intrinsics) by this factor.
+        keep_distortion: Leave the photos alone and write transforms.json with the lens terms (nerfstudio-data).
+        depth_line: Write MVSNet's depth range, from the sparse points.
+        link: Hard-link unchanged files instead of copying.
+    """
+    from xscale_ns.convert import convert_colmap
+
+    convert_colmap(
+        model, images, output_dir, mesh=mesh, downscale=downscale, keep_distortion=keep_distortion,
+        depth_line=depth_line, link=link,
+    )  # fmt: skip
 
 
 Command = Union[
@@ -163,7 +222,6 @@ def entrypoint(arguments: list[str] | None = None) -> None:
     arguments = sys.argv[1:] if arguments is None else arguments
     try:
         if arguments[:1] == ["convert"]:
-            metashape, colmap = _convert_command()
             tyro.extras.subcommand_cli_from_dict(
                 {"metashape": metashape, "colmap": colmap}, prog="ns-xscale convert", args=arguments[1:]
             )
@@ -180,6 +238,3 @@ def entrypoint(arguments: list[str] | None = None) -> None:
         print(f"{type(error).__name__}: {error}", file=sys.stderr)
         status = 2
     raise SystemExit(status)
-
-
-

@@ -60,7 +60,7 @@ xscale_nvs_paper = MethodSpecification(
         _config,
         method_name="xscale-nvs-paper",
         # 24 x 65536 = the original's 32 views x 49152 rays per optimiser step.
-        gradient_accumulation_steps={name: 24 for name in ("hash", "head", "exposure", "lighting")},
+        gradient_accumulation_steps=dict.fromkeys(("hash", "head", "exposure", "lighting"), 24),
         max_num_iterations=24 * 20000,
         pipeline=XScalePipelineConfig(
             datamanager=XScaleDataManagerConfig(dataparser=MvsnetDataParserConfig(), jitter=False),

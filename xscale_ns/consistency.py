@@ -272,12 +272,16 @@ class Judge:
             values = []
             for pair in thin:
                 step_a, step_b = (shift * self.sizes[view][0] for view in (pair.first, pair.second))
-                values.append(self.detail(self.moved(pair, lambda p, s=step_a: p + s, lambda p, s=step_b: p + s), coarse))
+                values.append(
+                    self.detail(self.moved(pair, lambda p, s=step_a: p + s, lambda p, s=step_b: p + s), coarse)
+                )
             return float(np.mean(values)) if values else 0.0
 
         return _climb(quality, 2, widest, coarse_step=0.0075, finest=0.0004)
 
-    def view_turn(self, rig: Rig, pairs: Sequence[Pair], widest: float = 0.09) -> tuple[Float[Array, "3"], float, float]:
+    def view_turn(
+        self, rig: Rig, pairs: Sequence[Pair], widest: float = 0.09
+    ) -> tuple[Float[Array, "3"], float, float]:
         """The small turn of one camera that makes its photo agree best with its neighbours'.
 
         Args:

@@ -82,7 +82,7 @@ class XScaleDataset(InputDataset):
         path = self.image_filenames[image_idx]
         thumbnail = self.thumbnails / f"{image_idx:05d}.jpg" if self.thumbnails is not None else None
         small = thumbnail is not None and thumbnail.is_file() and (self.serve_thumbnails or not path.is_file())
-        rgb, _ = read_image(thumbnail if small and thumbnail is not None else path)
+        rgb, transparency = read_image(thumbnail if small and thumbnail is not None else path)
         image = torch.from_numpy(rgb)
         if image_type == "float32":
             image = image.float() / 255.0
@@ -92,6 +92,8 @@ class XScaleDataset(InputDataset):
             colour, alpha = read_image(masks[image_idx])
             mask = alpha if alpha is not None and (alpha < 255).any() else colour.max(axis=-1)
             data["mask"] = torch.from_numpy(mask > 0)[..., None]
+        elif transparency is not None and not small:
+            data["mask"] = torch.from_numpy(transparency > 0)[..., None]
         return data
 
 
@@ -170,9 +172,7 @@ class XScaleDataManager(VanillaDataManager):
         else:
             path = self.config.mesh_path or outputs.metadata.get("mesh_path")
             if path is None:
-                raise DataError(
-                    self.config.data or "", "", "no mesh is named.", "Add --pipeline.model.mesh-path MESH."
-                )
+                raise DataError(self.config.data or "", "", "no mesh is named.", "Add --pipeline.model.mesh-path MESH.")
             mesh = load_mesh(Path(path))
             if mesh.dropped_faces:
                 CONSOLE.print(f"[yellow]{Path(path).name}: dropped {mesh.dropped_faces} unusable faces.")
@@ -338,7 +338,9 @@ def sub_pixel_offsets(count: int, samples: int, jitter: bool, generator: torch.G
         rows -= 1
     columns = samples // rows
     cells = torch.stack(
-        torch.meshgrid(torch.arange(columns, dtype=torch.float32), torch.arange(rows, dtype=torch.float32), indexing="xy"),
+        torch.meshgrid(
+            torch.arange(columns, dtype=torch.float32), torch.arange(rows, dtype=torch.float32), indexing="xy"
+        ),
         dim=-1,
     ).reshape(samples, 2)
     inside = torch.rand(count, samples, 2, generator=generator) if jitter else torch.full((count, samples, 2), 0.5)

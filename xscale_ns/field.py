@@ -95,9 +95,7 @@ class SurfaceField(nn.Module):
         return self.head(features, directions, **codes)
 
 
-def mean_over_hits(
-    values: Float[Tensor, "h d"], hit: Float[Tensor, "n s"]
-) -> Float[Tensor, "n d"]:
+def mean_over_hits(values: Float[Tensor, "h d"], hit: Float[Tensor, "n s"]) -> Float[Tensor, "n d"]:
     """Mean over each pixel's sub-samples that hit the surface; zero for pixels without a hit.
 
     Misses hold no point, so they must not enter the mean (spec xscale 7, defect 4).

@@ -1,19 +1,19 @@
 """Multi-resolution hash grid in plain torch, with tiny-cuda-nn's parameter layout (spec xscale 3.3, 8.2).
 
-Level ``l`` is a lattice of ``R_l = ceil(scale_l) + 1`` vertices per axis, ``scale_l = N0 * b**l - 1``. A coarse level whose
-``R**3`` vertices fit the table is stored densely, a finer one through a spatial hash with collisions. The eight corners
-around ``q * scale + 0.5`` are blended trilinearly or by smoothstep; the levels' features are concatenated.
+Level ``l`` is a lattice of ``R_l = ceil(scale_l) + 1`` vertices per axis, ``scale_l = N0 * b**l - 1``. A coarse level
+whose ``R**3`` vertices fit the table is stored densely, a finer one through a spatial hash with collisions. The eight
+corners around ``q * scale + 0.5`` are blended trilinearly or by smoothstep; the levels' features are concatenated.
 
-Why a hand-written autograd function: `torch.nn.functional.embedding_bag` is the fastest gather-and-blend on CPU, but its
-backward either fills a gradient of the whole table (128 MiB per level for the paper's preset) or returns one row per corner
-and point. `_Lookup` sums equal rows itself and hands a compact gradient to `xscale_ns.row_adam.RowAdam`. Index maths is
-redone in the backward pass rather than stored: it costs a tenth of the step and would hold 1 KiB per point.
+Why a hand-written autograd function: `embedding_bag` is torch's fastest gather-and-blend on CPU, but its backward
+either fills a gradient of the whole table (128 MiB per level for the paper's preset) or returns a row per corner and point.
+`_Lookup` sums equal rows itself and hands a compact gradient to `xscale_ns.row_adam.RowAdam`. Index maths is redone in
+the backward pass rather than stored: it costs a tenth of the step and would hold 1 KiB per point.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -25,12 +25,11 @@ from torch.autograd.function import once_differentiable
 from torch.nn.functional import embedding_bag
 
 from core_ns.errors import is_importable, need
+from xscale_ns.table_rows import ROW_GRADIENTS, add_rows, sum_equal_rows
 
 Interpolation = Literal["linear", "smoothstep"]
 
 HASH_PRIMES = (1, 2654435761, 805459861)
-ROW_GRADIENTS = "row_gradients"
-"""Attribute an optimiser sets on a table to receive its gradient as a sparse COO tensor of distinct, sorted rows."""
 
 
 @dataclass(frozen=True)
@@ -48,6 +47,19 @@ class Level:
         return self.resolution**3 <= self.entries
 
 
+def _growth(levels: int, base_resolution: int, finest_resolution: int | None, per_level_scale: float | None) -> float:
+    """b from whichever of the two ways gives it."""
+    if per_level_scale is not None and finest_resolution is None:
+        growth = per_level_scale
+    elif finest_resolution is not None and per_level_scale is None:
+        growth = (finest_resolution / base_resolution) ** (1 / (levels - 1)) if levels > 1 else 1.0
+    else:
+        raise ValueError("give exactly one of finest_resolution and per_level_scale")
+    if not 1 <= growth < math.inf:
+        raise ValueError(f"per_level_scale is {growth}; resolutions must not shrink (at least 1) and be finite")
+    return growth
+
+
 def level_layout(
     levels: int,
     log2_table: int,
@@ -59,8 +71,8 @@ def level_layout(
     """Scales, resolutions and table sizes of all levels, without allocating anything (spec xscale 3.3).
 
     tcnn computes ``scale = exp2(l * log2(b)) * N0 - 1`` in float32; each step is rounded to float32 here too, because a
-    last-bit difference moves ``ceil(scale)`` when the product is nearly an integer. For the same reason the last level of
-    ``finest_resolution=2048`` may have 2049 vertices per axis, in tcnn as here.
+    last-bit difference moves ``ceil(scale)`` when the product is nearly an integer. For the same reason the last level
+    of ``finest_resolution=2048`` may have 2049 vertices per axis, in tcnn as here.
 
     Args:
         levels: number of levels L.
@@ -75,14 +87,7 @@ def level_layout(
     given = (levels, log2_table, base_resolution)
     if levels < 1 or not 3 <= log2_table <= 30 or base_resolution < 2:
         raise ValueError(f"need levels >= 1, 3 <= log2_table <= 30, base_resolution >= 2; got {given}")
-    if (finest_resolution is None) == (per_level_scale is None):
-        raise ValueError("give exactly one of finest_resolution and per_level_scale")
-    if per_level_scale is None:
-        assert finest_resolution is not None
-        per_level_scale = (finest_resolution / base_resolution) ** (1 / (levels - 1)) if levels > 1 else 1.0
-    if not 1 <= per_level_scale < math.inf:
-        raise ValueError(f"resolutions must not shrink: per_level_scale {per_level_scale} < 1")
-    log2_scale = np.float32(math.log2(np.float32(per_level_scale)))
+    log2_scale = np.float32(math.log2(np.float32(_growth(levels, base_resolution, finest_resolution, per_level_scale))))
     layout: list[Level] = []
     offset = 0
     for level in range(levels):
@@ -127,59 +132,6 @@ def _corners(
 def _corner_weights(axis_weights: Float[Tensor, "2 3 N"]) -> Float[Tensor, "8 N"]:
     x, y, z = axis_weights.unbind(1)
     return (x * (y * z[:, None])[:, :, None]).view(8, -1)
-
-
-def add_rows(out: Float[Tensor, "T F"], rows: Int[Tensor, "M"], values: Float[Tensor, "M F"]) -> None:
-    """``out[rows] += values``, equal rows summed.
-
-    torch's CPU `index_add_` is a tight loop for vectors but dispatches an operation per row for matrices (ten times
-    slower). Complex numbers add like pairs, so features go through it two at a time.
-    """
-    features = out.shape[1]
-    if out.device.type != "cpu":
-        out.index_add_(0, rows, values)
-    elif features % 2 == 0:
-        pairs = torch.view_as_complex(out.view(-1, features // 2, 2))
-        value_pairs = torch.view_as_complex(values.view(-1, features // 2, 2))
-        for k in range(features // 2):
-            pairs[:, k].index_add_(0, rows, value_pairs[:, k])
-    else:
-        for k in range(features):
-            out[:, k].index_add_(0, rows, values[:, k])
-
-
-def _wide(tensor: Float[Tensor, "T F"]) -> Tensor:
-    """The same memory with rows of 8 or 16 bytes as single elements: torch copies vectors 2 to 4 times faster than rows."""
-    row_bytes = tensor.shape[1] * tensor.element_size()
-    kind = {8: torch.float64, 16: torch.complex128}.get(row_bytes)
-    if kind is None or not tensor.is_contiguous() or tensor.storage_offset() % tensor.shape[1]:
-        return tensor
-    return tensor.view(kind)[:, 0]
-
-
-def gather_rows(tensor: Float[Tensor, "T F"], rows: Int[Tensor, "M"]) -> Float[Tensor, "M F"]:
-    """``tensor[rows]``, fast for narrow rows."""
-    return _wide(tensor).index_select(0, rows).view(tensor.dtype).view(-1, tensor.shape[1])
-
-
-def put_rows(tensor: Float[Tensor, "T F"], rows: Int[Tensor, "M"], values: Float[Tensor, "M F"]) -> None:
-    """``tensor[rows] = values``, fast for narrow rows; `rows` are distinct."""
-    wide = _wide(tensor)
-    wide.index_copy_(0, rows, values.contiguous().view(wide.dtype).view(-1, *wide.shape[1:]))
-
-
-def sum_equal_rows(
-    rows: Int[Tensor, "M"], values: Float[Tensor, "M F"]
-) -> tuple[Int[Tensor, "U"], Float[Tensor, "U F"]]:
-    """Distinct rows in ascending order (int64) and the sums of their values.
-
-    ``torch.sparse``'s coalesce gives the same but sums serially row by row (4 to 10 times slower on CPU).
-    """
-    ordered, permutation = torch.sort(rows, stable=True)
-    distinct, place = torch.unique_consecutive(ordered, return_inverse=True)
-    sums = values.new_zeros(len(distinct), values.shape[1])
-    add_rows(sums, place, gather_rows(values, permutation))
-    return distinct.long(), sums
 
 
 def _sends_rows(table: Tensor, touches: int) -> bool:
@@ -231,9 +183,9 @@ class _Lookup(torch.autograd.Function):
 def _table_gradient(table: Tensor, rows: Int[Tensor, "M"], values: Float[Tensor, "M F"]) -> Tensor:
     if _sends_rows(table, len(rows)):
         distinct, sums = sum_equal_rows(rows, values)
-        return torch.sparse_coo_tensor(
-            distinct[None], sums, table.shape, is_coalesced=True, check_invariants=False, device=table.device
-        )
+        # The rows are sorted and distinct by construction. As an argument, check_invariants=False still warns.
+        with torch.sparse.check_sparse_tensor_invariants(False):
+            return torch.sparse_coo_tensor(distinct[None], sums, table.shape, is_coalesced=True)
     dense = torch.zeros_like(table)
     add_rows(dense, rows, values)
     return dense
@@ -291,7 +243,10 @@ class HashGrid(nn.Module):
             levels, log2_table, base_resolution, finest_resolution, per_level_scale=per_level_scale
         )
         self.features = features
+        self.log2_table = log2_table
+        self.per_level_scale = _growth(levels, base_resolution, finest_resolution, per_level_scale)
         self.interpolation: Interpolation = interpolation
+        self.init_scale = init_scale
         tables = (torch.empty(level.entries, features).uniform_(-init_scale, init_scale) for level in self.layout)
         self.tables = nn.ParameterList(nn.Parameter(table) for table in tables)
 
@@ -344,51 +299,38 @@ def split_tcnn_params(
 
 
 class TcnnHashGrid(nn.Module):
-    """The same grid computed by tiny-cuda-nn (CUDA only), with `HashGrid`'s arguments and state-dict keys.
+    """The same grid computed by tiny-cuda-nn (CUDA only): `HashGrid`'s arguments and state-dict keys.
 
-    Weights move freely between the two. Optimiser state does not: tcnn has one flat parameter, `HashGrid` one per level.
+    Weights move freely between the two. Optimiser state does not: tcnn has one flat parameter, `HashGrid` one per
+    level.
 
     Raises:
         MissingExtra: tinycudann is absent or does not load.
         ValueError: tcnn's own layout differs from `level_layout` (a version with other rounding).
     """
 
-    def __init__(
-        self,
-        levels: int,
-        features: int,
-        log2_table: int,
-        base_resolution: int,
-        finest_resolution: int | None = None,
-        *,
-        per_level_scale: float | None = None,
-        interpolation: Interpolation = "smoothstep",
-        init_scale: float = 1e-4,
-    ) -> None:
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__()
         tcnn = need("tinycudann", "the tinycudann hash grid", "see github.com/NVlabs/tiny-cuda-nn (needs nvcc)")
-        self.layout = level_layout(
-            levels, log2_table, base_resolution, finest_resolution, per_level_scale=per_level_scale
-        )
-        self.features = features
-        if per_level_scale is None:
-            assert finest_resolution is not None
-            per_level_scale = (finest_resolution / base_resolution) ** (1 / (levels - 1)) if levels > 1 else 1.0
+        with torch.device("meta"):  # checks the arguments, allocates nothing
+            twin = HashGrid(*args, **kwargs)
+        self.layout, self.features = twin.layout, twin.features
         config = {
             "otype": "HashGrid",
-            "n_levels": levels,
-            "n_features_per_level": features,
-            "log2_hashmap_size": log2_table,
-            "base_resolution": base_resolution,
-            "per_level_scale": per_level_scale,
-            "interpolation": {"linear": "Linear", "smoothstep": "Smoothstep"}[interpolation],
+            "n_levels": len(twin.layout),
+            "n_features_per_level": twin.features,
+            "log2_hashmap_size": twin.log2_table,
+            "base_resolution": twin.layout[0].resolution,
+            "per_level_scale": twin.per_level_scale,
+            "interpolation": {"linear": "Linear", "smoothstep": "Smoothstep"}[twin.interpolation],
         }
         encoding = tcnn.Encoding(3, config, dtype=torch.float32)
-        # The parameter is ours, the encoding hidden from nn.Module: else the state dict would hold it under tcnn's name.
+        # The parameter is ours, the encoding hidden from nn.Module: else the state dict would hold tcnn's name for it.
         self.params = encoding.params
+        self._encoding: Callable[[Tensor], Tensor]
         object.__setattr__(self, "_encoding", encoding)
-        list(split_tcnn_params(self.params.detach(), self.layout, features))
-        nn.init.uniform_(self.params, -init_scale, init_scale)
+        list(split_tcnn_params(self.params.detach(), self.layout, self.features))
+        nn.init.uniform_(self.params, -twin.init_scale, twin.init_scale)
 
     @property
     def output_dim(self) -> int:
@@ -404,12 +346,15 @@ class TcnnHashGrid(nn.Module):
         for k, table in enumerate(split_tcnn_params(params, self.layout, self.features)):
             destination[f"{prefix}tables.{k}"] = table
 
-    def _load_from_state_dict(self, state_dict: Any, prefix: str, *args: Any) -> None:
+    def _load_from_state_dict(
+        self, state_dict: Any, prefix: str, metadata: Any, strict: bool, missing: list[str], *args: Any
+    ) -> None:
         keys = [f"{prefix}tables.{k}" for k in range(len(self.layout))]
+        absent = [key for key in keys if key not in state_dict]
         found = [state_dict.pop(key).reshape(-1) for key in keys if key in state_dict]
-        if len(found) == len(keys):
-            state_dict[f"{prefix}params"] = torch.cat(found)
-        super()._load_from_state_dict(state_dict, prefix, *args)
+        state_dict[f"{prefix}params"] = self.params if absent else torch.cat(found)
+        missing.extend(absent)
+        super()._load_from_state_dict(state_dict, prefix, metadata, strict, missing, *args)
 
 
 def make_hash_grid(

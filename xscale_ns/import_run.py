@@ -43,9 +43,7 @@ def import_run(
     shader = load_upstream_checkpoint(checkpoint)
     head = shader.build_head()
     features = head.feature_dim // UPSTREAM_LEVELS
-    log2_table = infer_log2_table(
-        len(shader.hash_params), UPSTREAM_LEVELS, features, base_resolution, per_level_scale
-    )
+    log2_table = infer_log2_table(len(shader.hash_params), UPSTREAM_LEVELS, features, base_resolution, per_level_scale)
     if log2_table is None or features * UPSTREAM_LEVELS != head.feature_dim:
         raise DataError(
             checkpoint,

@@ -190,9 +190,7 @@ class XScaleModel(Model):
             shift = (torch.rand(len(points), 1, device=points.device) * 2 - 1) * self.config.displacement * cell
             points = points + flat_directions[hits.hit] * shift
         features = mean_over_hits(self.field.features(points), hit[seen])
-        towards = torch.nn.functional.normalize(
-            (directions * hit[..., None]).sum(dim=1)[seen], dim=-1
-        )
+        towards = torch.nn.functional.normalize((directions * hit[..., None]).sum(dim=1)[seen], dim=-1)
         codes = self.field.codes(
             train_views[seen] if train_views is not None else None,
             None if self.training else self.controls.exposure_code(),
@@ -313,4 +311,7 @@ class XScaleModel(Model):
             rgb, hit = torch.where(valid[..., None], rgb, truth), hit & valid
         metrics = image_metrics(rgb, truth, hit, self.lpips)
         error = (rgb - truth).abs()
-        return metrics, {"img": torch.cat([truth, rgb, error], dim=1), "accumulation": outputs["accumulation"].expand(-1, -1, 3)}
+        return metrics, {
+            "img": torch.cat([truth, rgb, error], dim=1),
+            "accumulation": outputs["accumulation"].expand(-1, -1, 3),
+        }

@@ -13,6 +13,7 @@ from nerfstudio.data.datasets.base_dataset import InputDataset
 from torch import Tensor
 
 from core_ns.errors import DataError
+from core_ns.images import has_alpha
 from xscale_ns.rays import pixel_rays
 from xscale_ns.surface import Surface
 from xscale_ns.tile_format import ViewSource
@@ -29,6 +30,11 @@ class PixelSource(Protocol):
 
     def close(self) -> None:
         """Stop threads and release files."""
+
+
+def own_mask(image: Path) -> Path | None:
+    """The photo itself where it has transparency (read from its header), else None."""
+    return image if has_alpha(image) else None
 
 
 def view_sources(dataset: InputDataset, views: Sequence[int]) -> list[ViewSource]:
@@ -54,13 +60,16 @@ def view_sources(dataset: InputDataset, views: Sequence[int]) -> list[ViewSource
                 width=int(cameras.width[view]),
                 height=int(cameras.height[view]),
                 camera=camera,
-                mask=masks[view] if masks is not None else None,
+                # A photo with transparency is its own mask.
+                mask=masks[view] if masks is not None else own_mask(dataset.image_filenames[view]),
             )
         )
     return sources
 
 
-def distances(surface: Surface, cameras: Cameras, views: Sequence[int]) -> Callable[[int, Float[Tensor, "n 2"]], Tensor]:
+def distances(
+    surface: Surface, cameras: Cameras, views: Sequence[int]
+) -> Callable[[int, Float[Tensor, "n 2"]], Tensor]:
     """A callback for the stores: (position in ``views``, pixel positions) to hit distances, +inf where nothing is hit."""
 
     def cast(index: int, pixels: Float[Tensor, "n 2"]) -> Tensor:

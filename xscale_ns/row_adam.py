@@ -12,7 +12,7 @@ from jaxtyping import Float, Int
 from nerfstudio.engine.optimizers import OptimizerConfig
 from torch import Tensor
 
-from xscale_ns.hash_grid import ROW_GRADIENTS, gather_rows, put_rows, sum_equal_rows
+from xscale_ns.table_rows import ROW_GRADIENTS, gather_rows, put_rows, sum_equal_rows
 
 
 class RowAdam(torch.optim.Optimizer):
@@ -21,16 +21,15 @@ class RowAdam(torch.optim.Optimizer):
     A step of a hash grid touches a few per cent of the rows. Plain Adam reads and writes all of them, and it moves rows
     that got no gradient, by their decaying momentum. Here the cost follows the touched rows.
 
-    Bias correction counts steps per row, as tiny-cuda-nn's Adam does per element ("since some parameters might see fewer
-    steps than others, they each need their own step counter", include/tiny-cuda-nn/optimizers/adam.h). With one global
-    counter a row met first at step 1000 would be taken as warmed up: its first update would be
-    ``(1 - beta1) / sqrt(1 - beta2)`` = 3.2 learning rates long instead of 1.
-    When every row is touched in every step the result is `torch.optim.Adam`'s.
+    Bias correction counts steps per row, as tiny-cuda-nn's Adam does per element (``param_steps`` in its adam.h). With
+    one global counter a row met first at step 1000 would be taken as warmed up: its first update would be
+    ``(1 - beta1) / sqrt(1 - beta2)`` = 3.2 learning rates long instead of 1. When every row is touched in every step
+    the result is `torch.optim.Adam`'s.
 
-    Gradients may be dense (scanned for nonzero rows: DistributedDataParallel, a regulariser on the table) or sparse COO.
-    The optimiser asks `HashGrid` for sparse ones by marking its parameters, so such a parameter's ``.grad`` is sparse from
-    then on; hand the parameters to no other optimiser afterwards. ``zero_grad`` drops gradients (nothing to clear); with
-    ``set_to_none=False`` it clears in place.
+    Gradients may be dense (scanned for nonzero rows: DistributedDataParallel, a regulariser on the table) or sparse
+    COO. The optimiser asks `HashGrid` for sparse ones by marking its parameters, so such a parameter's ``.grad`` is
+    sparse from then on; hand the parameters to no other optimiser afterwards. ``zero_grad`` drops gradients, so there
+    is nothing to clear.
 
     Args:
         params: tables [rows, ...]; a vector counts as rows of one element.
@@ -104,7 +103,7 @@ def touched_rows(grad: Tensor) -> tuple[Int[Tensor, "U"], Float[Tensor, "U F"]]:
 
 def _nonzero_rows(values: Float[Tensor, "T F"]) -> Int[Tensor, "U"]:
     if values.shape[1] % 2 == 0 and values.is_contiguous():  # compared in pairs: reducing a short row is slow on CPU
-        values = torch.view_as_complex(values.view(len(values), -1, 2))
+        values = torch.view_as_complex(values.view(len(values), values.shape[1] // 2, 2))
     nonzero = values != 0
     return (nonzero[:, 0] if nonzero.shape[1] == 1 else nonzero.any(1)).nonzero()[:, 0]
 

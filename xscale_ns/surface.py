@@ -128,9 +128,7 @@ class Surface:
         return result
 
 
-def footprint(
-    t: Float[Tensor, "n"], cosine: Float[Tensor, "n"], focal: Float[Tensor, "n"]
-) -> Float[Tensor, "n"]:
+def footprint(t: Float[Tensor, "n"], cosine: Float[Tensor, "n"], focal: Float[Tensor, "n"]) -> Float[Tensor, "n"]:
     """Size of a pixel on the surface, t / (f max(cos, 0.2)), scene units (spec xscale 3.7)."""
     return t / (focal * cosine.clamp_min(0.2))
 

@@ -158,7 +158,6 @@ class _Ring:
 
 class TilePool(_Ring):
     """Pixels from ``tiles`` random tiles of a store; 12 KB per tile, 28 KB with distances, 8 KB more with masks.
-
     A store with no more tiles than that is resident as a whole and nothing is ever replaced.
 
     Args:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 from collections import namedtuple
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 
 import numpy as np
@@ -16,7 +17,7 @@ from photo_views import SIZES, assembled, content_hashes, distance, make_views, 
 from PIL import Image
 
 from core_ns.errors import DataError
-from xscale_ns import tile_format
+from xscale_ns import tile_format, tiles
 from xscale_ns.tile_format import TILE, StoredView, ViewSource, read_manifest
 from xscale_ns.tiles import TileStore
 
@@ -89,6 +90,17 @@ def test_open_files_stay_bounded(tmp_path):
     store.close()
     assert store.read_tile(0, 0, 0).valid.sum() == 1
     store.close()
+
+
+@pytest.mark.skipif(tiles.fcntl is None, reason="no file locks here")
+def test_a_second_build_waits_and_finds_the_work_done(tmp_path):
+    """As when every process of a distributed training builds the same folder."""
+    views, lines = make_views(tmp_path), []
+    with ThreadPoolExecutor(3) as pool:
+        stores = list(pool.map(lambda _: TileStore.build(tmp_path / "s", views, progress=lines.append), range(3)))
+    assert sum("views to write" not in line for line in lines) == len(views)
+    assert all(store.views == stores[0].views for store in stores)
+    assert TileStore.verify(tmp_path / "s", views) == []
 
 
 def test_a_finished_store_is_not_touched(tmp_path):

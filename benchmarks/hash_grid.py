@@ -1,0 +1,138 @@
+"""One training step of our hash grid on a CPU against nerfstudio's torch fallback.
+
+Question: how much faster than ``HashEncoding(implementation="torch")`` with torch's Adam are `HashGrid` and `RowAdam`, and
+which of the two earns it?
+
+A step is zero_grad, forward, backward from a fixed upstream gradient, optimiser step. Points are drawn anew each round on
+a bumpy sphere, as surface hits of random training rays are. Contenders are interleaved round by round; two threads; one
+round to warm up. nerfstudio's encoding only blends linearly; ours runs smoothstep, which is more work. Both have levels
+of 16 to 1024 vertices; nerfstudio gives full tables to coarse levels too, ours do not need them (14.4 M against 16.8 M
+parameters at T = 2^19). "fused" is Adam(fused=True), faster than what nerfstudio uses by default.
+
+Predicted before the final run (from probes of the parts on an idle machine: 640 ms against 140 ms): 4 to 5 times faster at
+F2 T19, over 10 times at F4 T21 where dense Adam moves 2 GB a step; half the gain from the optimiser.
+
+PLACEHOLDER_RESULT
+
+Run from the repository root: ``python -m benchmarks.hash_grid``. Writes ``benchmarks/results/hash_grid.json``.
+"""
+
+from __future__ import annotations
+
+import datetime
+import importlib.metadata
+import json
+import os
+import platform
+import statistics
+import time
+from pathlib import Path
+
+import torch
+from nerfstudio.field_components.encodings import HashEncoding
+from torch import Tensor, nn
+
+from xscale_ns.hash_grid import HashGrid
+from xscale_ns.row_adam import RowAdam
+
+RESULTS = Path(__file__).parent / "results" / "hash_grid.json"
+THREADS = 2
+LEVELS, BASE, FINEST = 16, 16, 1024
+# points, features, log2 table, rounds
+CASES = {"F2 T19": (16384, 2, 19, 11), "F2 T17": (8192, 2, 17, 11), "F4 T21": (16384, 4, 21, 5)}
+
+
+def surface_points(count: int) -> Tensor:
+    """Points on a bumpy sphere inside the unit cube, [N, 3]."""
+    direction = nn.functional.normalize(torch.randn(count, 3), dim=1)
+    radius = 0.4 + 0.03 * (direction * 9).sin().prod(1, keepdim=True)
+    return 0.5 + radius * direction
+
+
+def contenders(features: int, log2_table: int) -> dict[str, tuple[nn.Module, torch.optim.Optimizer]]:
+    """Encoding and optimiser of each contender."""
+
+    def nerfstudio() -> HashEncoding:
+        return HashEncoding(LEVELS, BASE, FINEST, log2_table, features, implementation="torch")
+
+    def ours() -> HashGrid:
+        return HashGrid(LEVELS, features, log2_table, BASE, FINEST)
+
+    made: dict[str, tuple[nn.Module, torch.optim.Optimizer]] = {}
+    for name, build in {"nerfstudio": nerfstudio, "ours": ours}.items():
+        for optimizer, fused in {"Adam": False, "fused Adam": True}.items():
+            module = build()
+            made[f"{name} + {optimizer}"] = module, torch.optim.Adam(module.parameters(), 1e-2, eps=1e-15, fused=fused)
+    grid = ours()
+    made["ours + RowAdam"] = grid, RowAdam(grid.parameters(), 1e-2)
+    return made
+
+
+def step(module: nn.Module, optimizer: torch.optim.Optimizer, points: Tensor, upstream: Tensor) -> list[float]:
+    """Seconds of forward, backward and optimiser."""
+    marks = [time.perf_counter()]
+    optimizer.zero_grad()
+    out = module(points)
+    marks.append(time.perf_counter())
+    out.backward(upstream)
+    marks.append(time.perf_counter())
+    optimizer.step()
+    marks.append(time.perf_counter())
+    return [b - a for a, b in zip(marks, marks[1:], strict=False)]
+
+
+def measure(count: int, features: int, log2_table: int, rounds: int) -> dict[str, dict[str, float]]:
+    """Milliseconds per contender: medians of the parts and of the whole, and the fastest whole."""
+    torch.manual_seed(0)
+    made = contenders(features, log2_table)
+    times: dict[str, list[list[float]]] = {name: [] for name in made}
+    for _ in range(rounds + 1):
+        points, upstream = surface_points(count), torch.randn(count, LEVELS * features)
+        for name, (module, optimizer) in made.items():
+            times[name].append(step(module, optimizer, points, upstream))
+    table = {}
+    for name, runs in times.items():
+        kept = runs[1:]
+        row = {
+            part: statistics.median(run[k] for run in kept)
+            for k, part in enumerate(["forward", "backward", "optimiser"])
+        }
+        row |= {"step": statistics.median(map(sum, kept)), "fastest step": min(map(sum, kept))}
+        table[name] = {key: round(1e3 * value, 2) for key, value in row.items()}
+    return table
+
+
+def cpu_name() -> str:
+    """The processor's model name where Linux tells it."""
+    info = Path("/proc/cpuinfo")
+    names = [line.split(":")[1].strip() for line in info.read_text().splitlines() if line.startswith("model name")]
+    return names[0] if names else platform.processor()
+
+
+def main() -> None:
+    """Measure, print, write the JSON."""
+    torch.set_num_threads(THREADS)
+    result = {
+        "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        "cpu": cpu_name(),
+        "threads": THREADS,
+        "load_average_before": os.getloadavg(),
+        "versions": {name: importlib.metadata.version(name) for name in ("torch", "nerfstudio", "numpy")},
+        "unit": "milliseconds; medians",
+        "cases": {},
+    }
+    for case, (count, features, log2_table, rounds) in CASES.items():
+        table = measure(count, features, log2_table, rounds)
+        ours, theirs = table["ours + RowAdam"], table["nerfstudio + Adam"]
+        ratios = {key: round(theirs[key] / ours[key], 2) for key in ours}
+        result["cases"][case] = {"points": count, "rounds": rounds, "times": table, "nerfstudio / ours": ratios}
+        print(case)
+        for name, row in table.items():
+            print(f"  {name:24}", row)
+        print("  ratio", ratios)
+    result["load_average_after"] = os.getloadavg()
+    RESULTS.write_text(json.dumps(result, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()

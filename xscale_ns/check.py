@@ -1,0 +1,468 @@
+"""``ns-xscale check``: do photos, cameras and mesh fit together, and if not, which usual mistake explains it?
+
+Spec xscale 2.4 (2) and 10. Everything starts from the float64 cameras of the files, so it also works where no view
+sees the mesh. Thresholds were chosen on the Sceaux castle and on generated scenes; they are named below.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+from jaxtyping import Bool, Float
+
+from core_ns.atomic import write_json, write_text
+from core_ns.errors import DataError
+from core_ns.images import IMAGE_SUFFIXES, area_downscale, image_size, read_image, write_image
+from dataparsers.mesh import load_mesh
+from dataparsers.mvsnet import read_cam
+from dataparsers.mvsnet_parser import CAM_SUFFIX, View, find_folders, find_mesh, read_views
+from xscale_ns.consistency import FEWEST_POINTS, Judge, Pair, Rig, Score
+from xscale_ns.mistakes import EXPORT_BOTH, Cameras, Suspect, register, suspects, triangulate
+
+Array = np.ndarray
+
+GOOD_COVERAGE = 0.05
+"""Median share of a photo that hits the mesh; less is hardly ever meant."""
+GOOD_DETAIL = 0.4
+"""Agreement of neighbouring photos. As given: castle 0.81, generated scenes 0.80. Every other view turned by half a
+degree: 0.33 and 0.49; by one degree 0.09 and 0.19."""
+CLEAR_DETAIL, CLEAR_PSNR = 0.1, 0.5
+"""A mistake is named when undoing it gains this much detail agreement and dB ..."""
+SMALL_DETAIL, SMALL_PSNR = 0.015, 1.0
+"""... or this much: fine mistakes (half a pixel: 0.023 and 1.7 dB; a mirrored, nearly symmetric mesh: 0.04 and 2.6 dB)
+against what searches gain where nothing is wrong (castle 0.003 and 0.08 dB)."""
+TURN_GAIN = 0.1
+"""A view counts as turned when turning it back gains this much (unturned views: at most 0.003)."""
+SKEW_LIMIT = 0.25
+"""Pixels at the photo's border by which neglected skew is off (nerfstudio's cameras have none)."""
+MOST_VIEWS = 40
+"""Views that photo-consistency starts from, evenly taken; also the most pictures."""
+PICTURE_WIDTH, CAST_WIDTH = 1200, 600
+
+
+@dataclass
+class ViewReport:
+    """One view: share of the photo that hits the mesh, and how its photo agrees with its neighbours' (None: not compared)."""
+
+    name: str
+    coverage: float
+    detail: float | None = None
+    psnr: float | None = None
+
+
+@dataclass
+class Mistake:
+    """The explanation that fits clearly better than the files as they are."""
+
+    key: str
+    problem: str
+    remedy: str
+    coverage: float
+    psnr: float | None
+    detail: float
+
+
+@dataclass
+class Report:
+    """What `check_scene` found; lengths in the units of the files, pixels of the stored photos."""
+
+    scene: str
+    photos: str
+    mesh: str
+    good: bool
+    verdict: str
+    mistake: Mistake | None
+    coverage: float
+    """Mean over the views."""
+    psnr: float | None
+    """Mean PSNR of warps between neighbouring photos, gain and bias per channel fitted, dB at 400 px width."""
+    detail: float
+    """Mean correlation of their band-passed brightness."""
+    comparable: float
+    """Mean share of a photo that is comparable with a neighbour."""
+    features: float | None
+    """Share of feature matches that the cameras explain, the mesh left aside."""
+    views: list[ViewReport]
+    tried: list[dict[str, Any]] = field(default_factory=list)
+    """Every mistake that got past the coverage test."""
+    turned: dict[str, list[float]] = field(default_factory=dict)
+    """Rotation vector in the camera's axes, degrees, that makes a badly placed view fit."""
+    notes: list[str] = field(default_factory=list)
+    pictures: str = ""
+
+    def text(self) -> str:
+        """A concise account for the terminal."""
+        lines = [f"{self.scene}: {self.photos}; {self.mesh}"]
+        listed = self.views
+        if len(listed) > 24:
+            listed = sorted(listed, key=lambda view: (view.detail if view.detail is not None else 1.0, view.coverage))
+            lines.append(f"the 12 worst of {len(listed)} views (all in report.json):")
+            listed = listed[:12]
+        for view in listed:
+            agreement = "not compared" if view.detail is None else f"agreement {view.detail:5.2f}"
+            lines.append(f"  {view.name:<24} coverage {100 * view.coverage:5.1f} %  {agreement}")
+        lines.append(f"coverage: {100 * self.coverage:.1f} % of the photos show the mesh")
+        if self.psnr is None:
+            lines.append("photo-consistency: no two views show the same part of the mesh")
+        else:
+            lines.append(
+                f"photo-consistency: {self.psnr:.1f} dB, agreement {self.detail:.2f} (1 is perfect, 0 is chance), "
+                f"{100 * self.comparable:.0f} % of the pixels comparable"
+            )
+        if self.features is not None:
+            lines.append(f"cameras among themselves: {100 * self.features:.0f} % of matched features fit")
+        lines += [f"note: {note}" for note in self.notes]
+        lines.append(f"verdict: {'good' if self.good else 'WRONG'}. {self.verdict}")
+        if self.mistake is not None:
+            psnr = "" if self.mistake.psnr is None else f", {self.mistake.psnr:.1f} dB"
+            lines.append(
+                f"  remedy: {self.mistake.remedy}\n  with it: coverage {100 * self.mistake.coverage:.1f} %{psnr}, "
+                f"agreement {self.mistake.detail:.2f}"
+            )
+        if self.pictures:
+            lines.append(f"mesh edges over the photos: {self.pictures}")
+        return "\n".join(lines)
+
+
+def check_scene(scene: Path, output: Path, downscale_factor: int | None = None, mesh: Path | None = None) -> Report:
+    """Measure a scene folder, look for the usual mistakes, and write report.json, report.txt and pictures.
+
+    Args:
+        scene: folder with images_D, cams_D and a mesh.
+        output: folder for the report; made if absent.
+        downscale_factor: which images_D; None if there is only one.
+        mesh: mesh file; None for the only one in the scene.
+
+    Raises:
+        DataError: photos, cameras or mesh cannot be read at all.
+    """
+    images, cams, factor = find_folders(scene, downscale_factor)
+    views, notes = _read(images, cams)
+    path = find_mesh(scene, mesh)
+    if path is None:
+        raise DataError(scene, "mesh", "holds no mesh.", "Put one there, or name it with --mesh.")
+    loaded = load_mesh(path)
+    if loaded.dropped_faces:
+        notes.append(f"{loaded.dropped_faces} triangles without an area, or with broken corners, are ignored.")
+    judge = Judge(loaded, views)
+    cameras = Cameras(
+        np.stack([view.camera.intrinsics for view in views]),
+        np.stack([view.camera.w2c for view in views]),
+        judge.sizes,
+        factor,
+    )
+    notes += _skew(views)
+    given = judge.frame.rig(cameras.intrinsics, cameras.w2c)
+    coverage = judge.coverage(given, range(len(views)))
+    search = _Search(judge, cameras, given, float(coverage.mean()))
+    mistake = search.best()
+    turned = search.turned_views([view.name for view in views]) if mistake is None else {}
+    verdict = _verdict(mistake, turned, coverage, search)
+    blind = [view.name for view, share in zip(views, coverage, strict=True) if share < 0.001]
+    if blind and len(blind) < len(views):
+        notes.append(f"{len(blind)} views see nothing of the mesh: {', '.join(blind[:10])}")
+    sizes = sorted({f"{view.size[0]}x{view.size[1]}" for view in views})
+    report = Report(
+        scene=scene.name,
+        photos=f"{len(views)} photos of {images.name} ({', '.join(sizes[:3])}{', ...' if len(sizes) > 3 else ''})",
+        mesh=f"{path.name} ({len(loaded.vertices)} vertices, {len(loaded.faces)} triangles)",
+        good=verdict is None,
+        verdict=verdict or "Photos, cameras and mesh fit together.",
+        mistake=mistake,
+        coverage=float(coverage.mean()),
+        psnr=_finite(search.score.psnr),
+        detail=search.score.detail,
+        comparable=search.score.share,
+        features=_finite(search.sparse.fitting),
+        views=_by_view(judge, views, coverage, search.pairs),
+        tried=search.tried,
+        turned=turned,
+        notes=notes,
+    )
+    report.pictures = str(output / "overlays")
+    chosen = sorted({*_evenly(len(views), MOST_VIEWS), *(i for i, view in enumerate(views) if view.name in turned)})
+    for index in chosen:
+        write_image(output / "overlays" / f"{views[index].name}.jpg", overlay(judge, given, index, views[index].image))
+    write_json(output / "report.json", asdict(report))
+    write_text(output / "report.txt", report.text() + "\n")
+    return report
+
+
+def _read(images: Path, cams: Path) -> tuple[list[View], list[str]]:
+    """The views, and notes on names without a partner; intrinsics of another resolution are let through."""
+    photos = {
+        path.stem: path
+        for path in sorted(images.iterdir(), key=lambda path: path.name)
+        if path.suffix.lower() in IMAGE_SUFFIXES and not path.name.startswith(".")
+    }
+    files = {path.name.removesuffix(CAM_SUFFIX): path for path in cams.glob(f"*{CAM_SUFFIX}")}
+    notes = []
+    for lack, names in (("camera", set(photos) - set(files)), ("photo", set(files) - set(photos))):
+        if names:
+            listed = ", ".join(sorted(names)[:10]) + (", ..." if len(names) > 10 else "")
+            notes.append(f"{len(names)} without a {lack} left out: {listed}")
+    try:
+        return read_views(images, cams), notes
+    except DataError as error:
+        # Training refuses intrinsics of another resolution; finding out which one is the purpose here.
+        if error.place != "intrinsic":
+            raise
+        notes.append(f"training would stop at this: {error.problem}")
+        paired = [name for name in photos if name in files]
+        return [View(name, photos[name], read_cam(files[name]), image_size(photos[name])) for name in paired], notes
+
+
+def _skew(views: Sequence[View]) -> list[str]:
+    """A note on skew, which training ignores (spec xscale 2.3)."""
+    worst = max(views, key=lambda view: abs(_skew_pixels(view)))
+    if abs(_skew_pixels(worst)) <= SKEW_LIMIT:
+        return []
+    return [f"the cameras have skew, which training ignores: {abs(_skew_pixels(worst)):.2f} px off at the border of {worst.name}"]  # fmt: skip
+
+
+def _skew_pixels(view: View) -> float:
+    return float(view.camera.intrinsics[0, 1] * view.size[1] / (2 * view.camera.intrinsics[1, 1]))
+
+
+def _finite(value: float) -> float | None:
+    return float(value) if np.isfinite(value) else None
+
+
+def _evenly(count: int, most: int) -> list[int]:
+    """At most ``most`` of ``count`` positions, evenly spread."""
+    return np.unique(np.linspace(0, count - 1, min(count, most)).round().astype(int)).tolist()
+
+
+def _clearly_better(new: Score, old: Score) -> bool:
+    if new.pairs == 0 or new.share < 0.02 or new.detail < GOOD_DETAIL:
+        return False
+    if old.pairs == 0:
+        return True
+    detail, psnr = new.detail - old.detail, new.psnr - old.psnr
+    return (detail > CLEAR_DETAIL and psnr > CLEAR_PSNR) or (detail > SMALL_DETAIL and psnr > SMALL_PSNR)
+
+
+class _Search:
+    """Scores the files as given, then every explanation that may fit better."""
+
+    def __init__(self, judge: Judge, cameras: Cameras, given: Rig, coverage: float) -> None:
+        self.judge, self.cameras, self.given, self.coverage = judge, cameras, given, coverage
+        self.all_views = range(len(judge.sizes))
+        self.references = _evenly(len(judge.sizes), MOST_VIEWS)
+        self.few = _evenly(len(judge.sizes), 8)
+        self.tried: list[dict[str, Any]] = []
+        wanted = judge.wanted(given, self.references, self.all_views, 2)
+        self.pairs = judge.pairs(given, wanted)
+        self.score = judge.score(self.pairs)
+        self.sparse = triangulate(judge, given, wanted[:60])
+
+    def measure(self, rig: Rig) -> Score:
+        """Full score of an explanation; its neighbours are its own."""
+        return self.judge.score(self.judge.pairs(rig, self.judge.wanted(rig, self.references, self.all_views, 2)))
+
+    def glance(self, rig: Rig) -> Score:
+        """A tenth of the work of `measure`."""
+        return self.judge.score(self.judge.pairs(rig, self.judge.wanted(rig, self.few, self.all_views, 1), columns=64))
+
+    def best(self) -> Mistake | None:
+        """The explanation that fits clearly better than the files, or None."""
+        candidates = [*self._usual(), *self._principal_point(), *self._placed()]
+        chosen: tuple[Suspect, Score] | None = None
+        for suspect, score in candidates:
+            self.tried.append({"key": suspect.key, "psnr": _finite(score.psnr), **score._asdict()} | {"psnr": _finite(score.psnr)})  # fmt: skip
+            # Earlier ones are simpler: a later one must fit visibly better.
+            if _clearly_better(score, self.score) and (chosen is None or score.detail > chosen[1].detail + 0.01):
+                chosen = suspect, score
+        if chosen is None:
+            return self._by_coverage(candidates)
+        suspect, score = chosen
+        coverage = float(self.judge.coverage(suspect.rig, self.references).mean())
+        return Mistake(suspect.key, suspect.problem, suspect.remedy, coverage, _finite(score.psnr), score.detail)
+
+    def _usual(self) -> list[tuple[Suspect, Score]]:
+        """Screened by coverage, then by a glance; the best five are measured."""
+        seen = []
+        for suspect in suspects(self.judge, self.cameras):
+            if float(self.judge.coverage(suspect.rig, self.few).mean()) >= 0.03:
+                seen.append((suspect, self.glance(suspect.rig)))
+        order = sorted(range(len(seen)), key=lambda i: -seen[i][1].detail)
+        return [(seen[i][0], self.measure(seen[i][0].rig)) for i in sorted(order[:5])]
+
+    def _principal_point(self) -> list[tuple[Suspect, Score]]:
+        usable = [pair for pair in self.pairs if len(pair.pixels_first) >= FEWEST_POINTS]
+        if not usable:
+            return []
+        judge, k = self.judge, self.cameras.intrinsics
+        shift = judge.principal_point_shift(usable)[None] * judge.sizes[:, :1]
+        moved = k.copy()
+        moved[:, :2, 2] += shift
+        x, y = shift.mean(axis=0)
+        if np.abs(shift - 0.5).max() < 0.2:
+            key, problem = "integer-pixel-centres", "The cam files put pixel centres at integers (0, 0), not (0.5, 0.5)."
+            remedy = "Set --pipeline.datamanager.dataparser.pixel-center-offset 0.0 (ns-train ... mvsnet-data), or add 0.5 to cx and cy."
+        else:
+            key, problem = "principal-point", f"The principal point is off by about ({x:.1f}, {y:.1f}) px."
+            if np.abs(k[:, :2, 2] - judge.sizes / 2).max() < 0.51:
+                key = "principal-point-centred"
+                problem = f"All principal points are forced to the photo's centre; they are off by about ({x:.1f}, {y:.1f}) px."
+            remedy = "Export the calibrated cx, cy instead (the optimised, not the initial calibration), for these very photos."
+        suspect = Suspect(key, problem, remedy, judge.frame.rig(moved, self.cameras.w2c))
+        return [(suspect, self.measure(suspect.rig))]
+
+    def _placed(self) -> list[tuple[Suspect, Score]]:
+        """The mesh moved, or scaled and moved, onto points triangulated from the photos."""
+        judge, found = self.judge, []
+        for with_scale in (False, True):
+            place = register(judge, self.sparse, with_scale)
+            if place is None:
+                continue
+            where = ", ".join(f"{value:.6g}" for value in place.shift)
+            size = judge.frame.extent * place.scale
+            if not with_scale:
+                key, problem = "mesh-shifted", "The mesh is shifted against the cameras (a removed offset, or centred on export)."
+                remedy = f"Add about ({where}) to the vertices, better the exact offset of the export. {EXPORT_BOTH}"
+            elif np.linalg.norm(place.shift) < 0.05 * size:
+                key, problem = "mesh-scale", f"The mesh has another scale than the cameras: {1 / place.scale:.4g} times theirs."
+                remedy = f"Multiply the vertices by about {place.scale:.4g}. {EXPORT_BOTH}"
+            else:
+                key, problem = "mesh-scaled-and-shifted", "The mesh is scaled and shifted against the cameras."
+                remedy = f"Multiply the vertices by about {place.scale:.4g}, then add about ({where}). {EXPORT_BOTH}"
+            rig = judge.frame.rig(self.cameras.intrinsics, self.cameras.w2c, np.eye(3) * place.scale, place.shift)
+            found.append((Suspect(key, problem, remedy, rig), self.measure(rig)))
+        return found
+
+    def _by_coverage(self, candidates: Sequence[tuple[Suspect, Score]]) -> Mistake | None:
+        """Where the files miss the mesh altogether: the only explanation that hits, though the photos do not confirm it."""
+        if self.coverage >= GOOD_COVERAGE:
+            return None
+        hits = [
+            (float(self.judge.coverage(suspect.rig, self.references).mean()), suspect, score)
+            for suspect, score in candidates
+        ]
+        hits = [hit for hit in hits if hit[0] >= max(0.15, 3 * self.coverage)]
+        if len(hits) != 1:
+            return None
+        coverage, suspect, score = hits[0]
+        problem = f"Perhaps: {suspect.problem} (By coverage alone; the photos do not confirm it.)"
+        return Mistake(suspect.key, problem, suspect.remedy, coverage, _finite(score.psnr), score.detail)
+
+    def turned_views(self, names: Sequence[str]) -> dict[str, list[float]]:
+        """Views whose photo fits after a small turn of the camera, with that turn in degrees."""
+        judge, own = self.judge, {}
+        for view in self.all_views:
+            values = [judge.detail(pair) for pair in self.pairs if view in (pair.first, pair.second)]
+            if values:
+                own[view] = float(np.mean(values))
+        if len(own) < 3:
+            return {}
+        usual = float(np.median(list(own.values())))
+        # One bad view also spoils its neighbours' values, so that they are looked at as well: a dozen is plenty.
+        suspicious = sorted((view for view in own if own[view] < usual - 0.05), key=lambda view: own[view])[:12]
+        turned = {}
+        for view in suspicious:
+            wanted = [(other, view) for other in judge.neighbours(self.given, view, self.all_views, 4)]
+            pairs = [p for p in judge.pairs(self.given, wanted, columns=96) if len(p.pixels_first) >= FEWEST_POINTS]
+            if not pairs:
+                continue
+            vector, still, best = judge.view_turn(self.given, pairs)
+            if best - still > TURN_GAIN and best > GOOD_DETAIL:
+                turned[names[view]] = np.degrees(vector).round(3).tolist()
+        return turned
+
+
+def _verdict(
+    mistake: Mistake | None, turned: dict[str, list[float]], coverage: Float[Array, "n"], search: _Search
+) -> str | None:
+    """What is wrong, None if nothing."""
+    if mistake is not None:
+        return mistake.problem
+    if turned:
+        listed = ", ".join(f"{name} by {np.linalg.norm(turn):.1f} degrees" for name, turn in turned.items())
+        return f"Turned against the others: {listed}. Align these photos again, or list them in ignore_views.txt."
+    if float(np.median(coverage)) < GOOD_COVERAGE:
+        return f"Most photos hardly show the mesh, and none of the usual mistakes fits. {EXPORT_BOTH}"
+    if search.score.pairs == 0:
+        return "No two neighbouring views show the same part of the mesh, and none of the usual mistakes fits."
+    if search.score.detail < GOOD_DETAIL:
+        where = "The cameras fit among themselves, so the mesh is out of place or too coarse"
+        if not search.sparse.fitting > 0.4:
+            where = "The cameras do not fit among themselves either: look for distorted photos or a bad alignment"
+        return f"Neighbouring photos disagree on the mesh, and none of the usual mistakes fits. {where}."
+    return None
+
+
+def _by_view(
+    judge: Judge, views: Sequence[View], coverage: Float[Array, "n"], pairs: Sequence[Pair]
+) -> list[ViewReport]:
+    reports = [ViewReport(view.name, float(share)) for view, share in zip(views, coverage, strict=True)]
+    usable = [pair for pair in pairs if len(pair.pixels_first) >= FEWEST_POINTS]
+    details, psnrs = [judge.detail(pair) for pair in usable], [judge.warp_psnr(pair) for pair in usable]
+    for index, report in enumerate(reports):
+        own = [i for i, pair in enumerate(usable) if index in (pair.first, pair.second)]
+        if own:
+            report.detail = float(np.mean([details[i] for i in own]))
+            report.psnr = float(np.mean([psnrs[i] for i in own]))
+    return reports
+
+
+# ---------------------------------------------------------------------- pictures
+
+
+def mesh_edges(
+    depth: Float[Array, "h w"], focal: float, jump: float = 0.02, crease: float = 30.0
+) -> tuple[Bool[Array, "h w"], Bool[Array, "h w"]]:
+    """(outlines, creases) of a depth map, both one to two pixels wide.
+
+    1/z is an affine function of the pixel on every plane, so its second difference tells where planes end. Outlines:
+    the surface ends or jumps by more than ``jump`` of its depth. Creases: its slope, seen along a row or column, turns
+    by more than ``crease`` degrees.
+
+    Args:
+        depth: along the camera's z, +inf where nothing is hit.
+        focal: in pixels of this map.
+    """
+    hit = np.isfinite(depth)
+    inverse = np.where(hit, 1.0 / np.where(hit, depth, 1.0), 0.0)
+    outline = cv2.morphologyEx(hit.astype(np.uint8), cv2.MORPH_GRADIENT, np.ones((2, 2), np.uint8)).astype(bool)
+    smooth = cv2.bilateralFilter(np.log(np.where(hit, depth, 1.0)).astype(np.float32), 5, jump, 2.0)
+    folded = np.zeros_like(outline)
+    reach = 3
+    for axis in (0, 1):
+
+        def at(values: Array, step: int, axis: int = axis) -> Array:
+            return np.roll(values, -step, axis)
+
+        whole = at(hit, 1) & at(hit, -1) & hit
+        second = np.abs(at(inverse, 1) + at(inverse, -1) - 2 * inverse) / np.maximum(inverse, 1e-30)
+        outline |= whole & (second > jump)
+        left, right = (np.arctan(focal / reach * sign * (at(smooth, sign * reach) - smooth)) for sign in (-1, 1))
+        turn = np.abs(right - left)
+        peak = (turn >= at(turn, 1)) & (turn > at(turn, -1))
+        folded |= peak & (turn > np.radians(crease)) & at(hit, reach) & at(hit, -reach)
+    near = cv2.dilate(outline.astype(np.uint8), np.ones((5, 5), np.uint8)).astype(bool)
+    return outline, folded & ~near & hit
+
+
+def overlay(judge: Judge, rig: Rig, view: int, image: Path) -> Array:
+    """The photo, at most 1200 px wide, with the mesh's outlines in magenta and its creases in yellow; uint8."""
+    rgb, _ = read_image(image)
+    height, width = rgb.shape[:2]
+    factor = min(1.0, PICTURE_WIDTH / width)
+    picture = area_downscale(rgb, max(1, round(width * factor)), max(1, round(height * factor))).copy()
+    columns = min(CAST_WIDTH, width)
+    rows = max(1, round(columns * height / width))
+    origins, directions = rig.rays(view, judge.grid(view, columns, rows))
+    hits = judge.cast(origins, directions)
+    along = directions @ rig.linear[view, 2]
+    depth = np.where(hits.hit.numpy(), hits.t.numpy() * along, np.inf).reshape(rows, columns)
+    focal = abs(np.linalg.det(rig.intrinsics[view])) ** 0.5 * columns / width
+    for mask, colour in zip(mesh_edges(depth, focal)[::-1], ((255, 230, 0), (255, 0, 255)), strict=True):
+        # The photo's right column of pixels may be hit by nothing: enlarging by nearest neighbour keeps every line.
+        large = cv2.resize(mask.astype(np.uint8), (picture.shape[1], picture.shape[0]), interpolation=cv2.INTER_NEAREST)
+        picture[large.astype(bool)] = colour
+    return picture
