@@ -24,7 +24,7 @@ class DataError(ValueError):
 
 
 class MissingExtra(ImportError):
-    """An optional package is absent or does not load on this machine; the message names the command that installs it."""
+    """An optional package is absent or does not load here; the message names the command that installs it."""
 
 
 def need(module: str, why: str, how: str) -> ModuleType:

@@ -89,7 +89,7 @@ def rigid_from_w2c(w2c: Float[Array, "4 4"], tolerance: float = 1e-3) -> Float[A
 def transform_points(
     points: Float[Array, "n 3"], transform: Float[Array, "3 4"], scale: float = 1.0
 ) -> Float[Array, "n 3"]:
-    """World points to dataparser space, X' = s (A X + b), with nerfstudio's ``dataparser_transform`` [A|b] and scale s."""
+    """World points to dataparser space, X' = s (A X + b), nerfstudio's ``dataparser_transform`` [A|b] and scale s."""
     transform = np.asarray(transform, dtype=np.float64)
     return scale * (np.asarray(points, dtype=np.float64) @ transform[:3, :3].T + transform[:3, 3])
 

@@ -27,7 +27,7 @@ from core_ns.errors import DataError
 
 @dataclass
 class ZooTrainerConfig(TrainerConfig):
-    """nerfstudio's trainer configuration; the run folder is absolute, so every ``ns-*`` command finds it from anywhere."""
+    """nerfstudio's trainer configuration; the run folder is absolute, so ``ns-*`` commands find it from anywhere."""
 
     _target: Type = field(default_factory=lambda: ZooTrainer)
 
@@ -39,6 +39,7 @@ class ZooTrainerConfig(TrainerConfig):
         """
         self.output_dir = self.output_dir.expanduser().resolve()
         manager: Any = self.pipeline.datamanager
+        holder: Any
         for holder in (self, manager, manager.dataparser):
             if getattr(holder, "data", None) is not None:
                 holder.data = Path(holder.data).expanduser().resolve()

@@ -47,7 +47,7 @@ def outputs_to_json(outputs: DataparserOutputs) -> dict[str, Any]:
 
 def outputs_from_json(data: dict[str, Any]) -> DataparserOutputs:
     """The inverse of `outputs_to_json`."""
-    fields = {name: torch.tensor(value) for name, value in data["cameras"].items()}
+    fields: dict[str, Any] = {name: torch.tensor(value) for name, value in data["cameras"].items()}
     cameras = Cameras(
         **fields,
         distortion_params=torch.tensor(data["distortion"]) if data["distortion"] is not None else None,

@@ -21,8 +21,8 @@ from core_ns.images import IMAGE_SUFFIXES, area_downscale, image_size, read_imag
 from dataparsers.mesh import load_mesh
 from dataparsers.mvsnet import read_cam
 from dataparsers.mvsnet_parser import CAM_SUFFIX, View, find_folders, find_mesh, read_views
-from xscale_ns.consistency import FEWEST_POINTS, Judge, Pair, Rig, Score
-from xscale_ns.mistakes import EXPORT_BOTH, Cameras, Suspect, register, suspects, triangulate
+from xscale_ns.consistency import FEWEST_POINTS, Judge, Pair, Rig, Score, descend
+from xscale_ns.mistakes import EXPORT_BOTH, Cameras, Placement, Suspect, register, suspects, triangulate
 
 Array = np.ndarray
 
@@ -239,7 +239,8 @@ def _evenly(count: int, most: int) -> list[int]:
 
 
 def _clearly_better(new: Score, old: Score) -> bool:
-    if new.pairs == 0 or new.share < 0.02 or new.detail < GOOD_DETAIL:
+    # A small overlap may agree by chance: a mesh of another scale shows the few pixels round the look-at point.
+    if new.pairs == 0 or new.share < max(0.02, 0.3 * old.share) or new.detail < GOOD_DETAIL:
         return False
     if old.pairs == 0:
         return True
@@ -274,7 +275,7 @@ class _Search:
         candidates = [*self._usual(), *self._principal_point(), *self._placed()]
         chosen: tuple[Suspect, Score] | None = None
         for suspect, score in candidates:
-            self.tried.append({"key": suspect.key, "psnr": _finite(score.psnr), **score._asdict()} | {"psnr": _finite(score.psnr)})  # fmt: skip
+            self.tried.append({"key": suspect.key, **score._asdict(), "psnr": _finite(score.psnr)})
             # Earlier ones are simpler: a later one must fit visibly better.
             if _clearly_better(score, self.score) and (chosen is None or score.detail > chosen[1].detail + 0.01):
                 chosen = suspect, score
@@ -303,7 +304,10 @@ class _Search:
         moved[:, :2, 2] += shift
         x, y = shift.mean(axis=0)
         if np.abs(shift - 0.5).max() < 0.2:
-            key, problem = "integer-pixel-centres", "The cam files put pixel centres at integers (0, 0), not (0.5, 0.5)."
+            key, problem = (
+                "integer-pixel-centres",
+                "The cam files put pixel centres at integers (0, 0), not (0.5, 0.5).",
+            )
             remedy = "Set --pipeline.datamanager.dataparser.pixel-center-offset 0.0 (ns-train ... mvsnet-data), or add 0.5 to cx and cy."
         else:
             key, problem = "principal-point", f"The principal point is off by about ({x:.1f}, {y:.1f}) px."
@@ -321,13 +325,21 @@ class _Search:
             place = register(judge, self.sparse, with_scale)
             if place is None:
                 continue
+            if self.score.detail < GOOD_DETAIL:
+                place = self._polished(place)
             where = ", ".join(f"{value:.6g}" for value in place.shift)
             size = judge.frame.extent * place.scale
             if not with_scale:
-                key, problem = "mesh-shifted", "The mesh is shifted against the cameras (a removed offset, or centred on export)."
+                key, problem = (
+                    "mesh-shifted",
+                    "The mesh is shifted against the cameras (a removed offset, or centred on export).",
+                )
                 remedy = f"Add about ({where}) to the vertices, better the exact offset of the export. {EXPORT_BOTH}"
             elif np.linalg.norm(place.shift) < 0.05 * size:
-                key, problem = "mesh-scale", f"The mesh has another scale than the cameras: {1 / place.scale:.4g} times theirs."
+                key, problem = (
+                    "mesh-scale",
+                    f"The mesh has another scale than the cameras: {1 / place.scale:.4g} times theirs.",
+                )
                 remedy = f"Multiply the vertices by about {place.scale:.4g}. {EXPORT_BOTH}"
             else:
                 key, problem = "mesh-scaled-and-shifted", "The mesh is scaled and shifted against the cameras."
@@ -335,6 +347,17 @@ class _Search:
             rig = judge.frame.rig(self.cameras.intrinsics, self.cameras.w2c, np.eye(3) * place.scale, place.shift)
             found.append((Suspect(key, problem, remedy, rig), self.measure(rig)))
         return found
+
+    def _polished(self, place: Placement) -> Placement:
+        """The shift moved to where the photos agree best: few features make a rough fit."""
+        k, w2c, extent = self.cameras.intrinsics, self.cameras.w2c, self.judge.frame.extent * place.scale
+
+        def quality(step: Array, _: bool) -> float:
+            return self.glance(
+                self.judge.frame.rig(k, w2c, np.eye(3) * place.scale, place.shift + extent * step)
+            ).detail
+
+        return place._replace(shift=place.shift + extent * descend(quality, np.zeros(3), 0.01, 0.0006))
 
     def _by_coverage(self, candidates: Sequence[tuple[Suspect, Score]]) -> Mistake | None:
         """Where the files miss the mesh altogether: the only explanation that hits, though the photos do not confirm it."""
@@ -362,7 +385,7 @@ class _Search:
             return {}
         usual = float(np.median(list(own.values())))
         # One bad view also spoils its neighbours' values, so that they are looked at as well: a dozen is plenty.
-        suspicious = sorted((view for view in own if own[view] < usual - 0.05), key=lambda view: own[view])[:12]
+        suspicious = sorted((view for view in own if own[view] < 0.9 * usual), key=lambda view: own[view])[:12]
         turned = {}
         for view in suspicious:
             wanted = [(other, view) for other in judge.neighbours(self.given, view, self.all_views, 4)]
@@ -437,13 +460,16 @@ def mesh_edges(
         def at(values: Array, step: int, axis: int = axis) -> Array:
             return np.roll(values, -step, axis)
 
-        whole = at(hit, 1) & at(hit, -1) & hit
+        # Rolling wraps round, so pixels at the border have no neighbour.
+        inner = np.zeros_like(hit)
+        inner[(slice(None),) * axis + (slice(reach, -reach),)] = True
+        whole = at(hit, 1) & at(hit, -1) & hit & inner
         second = np.abs(at(inverse, 1) + at(inverse, -1) - 2 * inverse) / np.maximum(inverse, 1e-30)
         outline |= whole & (second > jump)
         left, right = (np.arctan(focal / reach * sign * (at(smooth, sign * reach) - smooth)) for sign in (-1, 1))
         turn = np.abs(right - left)
         peak = (turn >= at(turn, 1)) & (turn > at(turn, -1))
-        folded |= peak & (turn > np.radians(crease)) & at(hit, reach) & at(hit, -reach)
+        folded |= peak & (turn > np.radians(crease)) & at(hit, reach) & at(hit, -reach) & inner
     near = cv2.dilate(outline.astype(np.uint8), np.ones((5, 5), np.uint8)).astype(bool)
     return outline, folded & ~near & hit
 

@@ -76,7 +76,7 @@ xscale_nvs_paper = MethodSpecification(
         ),
         optimizers=_groups(2e-4, 2e-4, decay=False),
     ),
-    description="XScale-NVS with the original's architecture and numbers (16 levels x 8 features, FiLM-SIREN; 24 GB GPU).",
+    description="XScale-NVS with the original's architecture and numbers (16 levels x 8, FiLM-SIREN; 24 GB GPU).",
 )
 
 xscale_nvs_tiny = MethodSpecification(

@@ -8,7 +8,7 @@ prepared for casting only once.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import NamedTuple
 
 import cv2
@@ -266,7 +266,7 @@ class Judge:
         A shifted principal point sends the same ray through a shifted pixel, so points and visibility stay: only the
         photos are sampled elsewhere.
         """
-        thin = [thinned(pair, 1500) for pair in pairs]
+        thin = [thinned(pair, 1000) for pair in pairs]
 
         def quality(shift: Array, coarse: bool) -> float:
             values = []
@@ -277,7 +277,7 @@ class Judge:
                 )
             return float(np.mean(values)) if values else 0.0
 
-        return _climb(quality, 2, widest, coarse_step=0.0075, finest=0.0004)
+        return climb(quality, 2, widest, coarse_step=0.0075, finest=0.0004)
 
     def view_turn(
         self, rig: Rig, pairs: Sequence[Pair], widest: float = 0.09
@@ -291,7 +291,7 @@ class Judge:
             Rotation vector in the camera's axes (radians), and the mean `detail` without and with it.
         """
         view = pairs[0].second
-        thin = [thinned(pair, 1500) for pair in pairs]
+        thin = [thinned(pair, 1000) for pair in pairs]
         k, k_inverse = rig.intrinsics[view], np.linalg.inv(rig.intrinsics[view])
 
         def turned(vector: Array, pixels: Array) -> Array:
@@ -305,12 +305,12 @@ class Judge:
             moved = [self.moved(pair, None, lambda p: turned(full, p)) for pair in thin]
             return float(np.mean([self.detail(pair, coarse) for pair in moved]))
 
-        across = _climb(quality, 2, widest, coarse_step=0.015, finest=0.004)
-        best = _descend(quality, np.array([*across, 0.0]), 0.02, 0.0005)
+        across = climb(quality, 2, widest, coarse_step=0.015, finest=0.004)
+        best = descend(quality, np.array([*across, 0.0]), 0.02, 0.0005)
         still = quality(np.zeros(3), False)
         # Rolled cameras have no optimum on the way above.
         for roll in (-0.06, -0.03, 0.03, 0.06):
-            other = _descend(quality, np.array([0.0, 0.0, roll]), 0.02, 0.0005)
+            other = descend(quality, np.array([0.0, 0.0, roll]), 0.02, 0.0005)
             best = max(best, other, key=lambda vector: quality(vector, False))
         return best, still, quality(best, False)
 
@@ -330,16 +330,16 @@ Quality = Callable[[Array, bool], float]
 """Of a parameter vector; on the coarse band, whose optimum is wide, or on the fine one."""
 
 
-def _climb(quality: Quality, axes: int, widest: float, coarse_step: float, finest: float) -> Array:
+def climb(quality: Quality, axes: int, widest: float, coarse_step: float, finest: float) -> Array:
     """Maximum over a cube: a grid on the coarse band, then ever smaller steps on the fine one, also from zero."""
     ticks = np.arange(-round(widest / coarse_step), round(widest / coarse_step) + 1) * coarse_step
     cells = np.stack(np.meshgrid(*[ticks] * axes, indexing="ij"), axis=-1).reshape(-1, axes)
     start = max(cells, key=lambda cell: quality(cell, True))
-    ends = [_descend(quality, place, coarse_step / 2, finest) for place in (start, np.zeros(axes))]
+    ends = [descend(quality, place, coarse_step / 2, finest) for place in (start, np.zeros(axes))]
     return max(ends, key=lambda place: quality(place, False))
 
 
-def _descend(quality: Quality, start: Array, step: float, finest: float) -> Array:
+def descend(quality: Quality, start: Array, step: float, finest: float) -> Array:
     """Pattern search: move along axes while that helps, else halve the step."""
     best, value = start, quality(start, False)
     while step >= finest:
@@ -350,8 +350,3 @@ def _descend(quality: Quality, start: Array, step: float, finest: float) -> Arra
         else:
             step /= 2
     return best
-
-
-def with_intrinsics(rig: Rig, intrinsics: Float[Array, "n 3 3"]) -> Rig:
-    """The rig with other intrinsics."""
-    return replace(rig, intrinsics=intrinsics)

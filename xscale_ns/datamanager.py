@@ -1,4 +1,4 @@
-"""Pixels of training photos, bounded in memory, as rays; and everything the run folder needs to live without the scene."""
+"""Training pixels as rays, bounded in memory, and what the run folder needs to live without the scene."""
 
 from __future__ import annotations
 
@@ -215,8 +215,8 @@ class XScaleDataManager(VanillaDataManager):
                 "Run `ns-xscale check SCENE`, which tries the usual mistakes and names the one that fits.",
             )
         for view in set(range(len(shares))) - set(kept):
-            CONSOLE.print(f"[yellow]View {self.train_dataparser_outputs.image_filenames[view].name} sees nothing of the "
-                          "mesh and is left out of the training.")  # fmt: skip
+            name = self.train_dataparser_outputs.image_filenames[view].name
+            CONSOLE.print(f"[yellow]View {name} sees nothing of the mesh and is left out of the training.")
         finest = auto_finest_resolution(self.surface.extent, torch.cat(sizes))
         return {"kept_views": kept, "hit_shares": shares, "finest_resolution": finest}
 

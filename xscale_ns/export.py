@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import torch
@@ -52,7 +52,8 @@ def bake_run(
         raise DataError(config_file, "method", "is not an xscale-nvs run.", "Name another run.")
     surface = model.surface
     vertices, faces = surface.vertices.cpu().double().numpy(), surface.faces.cpu().numpy()
-    outputs = pipeline.datamanager.train_dataparser_outputs  # type: ignore[attr-defined]
+    manager: Any = pipeline.datamanager
+    outputs = manager.train_dataparser_outputs
     transform, scale = outputs.dataparser_transform.double().numpy(), float(outputs.dataparser_scale)
     if frame == "gltf":
         rotation, shift, factor = Y_UP_FROM_Z_UP, np.zeros(3), 1.0
@@ -76,6 +77,6 @@ def diffuse_colour(model: XScaleModel, points: np.ndarray, normals: np.ndarray) 
     """Colour averaged over viewing directions of surface points [N, 3] in dataparser space, display sRGB."""
     device = model.device
     features = model.field.features(torch.from_numpy(points).float().to(device))
-    codes = {key: value for key, value in model.field.codes(None).items() if not key.endswith("_index")}
+    codes: dict[str, Any] = {key: value for key, value in model.field.codes(None).items() if not key.endswith("_index")}
     colour = model.field.head.diffuse(features, torch.from_numpy(normals).float().to(device), **codes)
     return colour.clamp(0, 1).cpu().numpy()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -52,10 +53,10 @@ def import_run(
             f"{base_resolution} and scale {per_level_scale}.",
             "Name the values it was trained with.",
         )
-    config = copy.deepcopy(xscale_nvs_paper.config)
+    config: Any = copy.deepcopy(xscale_nvs_paper.config)
     config.output_dir, config.data = output_dir, scene
     config.vis = "tensorboard"
-    manager, model = config.pipeline.datamanager, config.pipeline.model  # type: ignore[attr-defined]
+    manager, model = config.pipeline.datamanager, config.pipeline.model
     manager.data = scene
     manager.dataparser = MvsnetDataParserConfig(
         data=scene, downscale_factor=downscale_factor, mesh=mesh, up="keep", eval_mode="interval", eval_interval=7

@@ -254,9 +254,9 @@ def register(judge: Judge, sparse: Sparse, with_scale: bool) -> Placement | None
     if len(sparse.points) < 50:
         return None
     rng = np.random.default_rng(0)
-    points = rng.permutation(sparse.points)[:1500]
+    points = rng.permutation(sparse.points)[:800]
     centroids = judge.vertices[judge.faces.numpy()].mean(axis=1, dtype=np.float64)
-    surface = rng.permutation(centroids)[:40000]
+    surface = rng.permutation(centroids)[:20000]
     tree = cKDTree(surface)
     middle = np.median(points, axis=0)
     spread = float(np.median(np.linalg.norm(points - middle, axis=1)))
@@ -266,14 +266,17 @@ def register(judge: Judge, sparse: Sparse, with_scale: bool) -> Placement | None
     starts = [(s, middle - s * (np.median(surface, axis=0) + side)) for s in scales for side in sides]
     starts += [(1.0, np.zeros(3))]
     # Residuals are taken in the mesh's units: shrinking the mesh to a point is no fit.
-    ends = [_icp(points, surface, tree, scale, shift, with_scale) for scale, shift in starts]
-    _, scale, shift = min(ends, key=lambda end: end[0])
+    ends = [_icp(points, surface, tree, scale, shift, with_scale, 8) for scale, shift in starts]
+    ends = sorted(ends, key=lambda end: end[0])[:3]
+    _, scale, shift = min(
+        (_icp(points, surface, tree, *end[1:], with_scale, 60) for end in ends), key=lambda end: end[0]
+    )
     frame = judge.frame
     return Placement(scale, frame.centre * (1.0 - scale) + frame.extent * shift)
 
 
 def _icp(
-    points: Array, surface: Array, tree: cKDTree, scale: float, shift: Array, with_scale: bool, rounds: int = 40
+    points: Array, surface: Array, tree: cKDTree, scale: float, shift: Array, with_scale: bool, rounds: int
 ) -> tuple[float, float, Array]:
     """(trimmed mean distance in mesh units, scale, shift) with points ~ scale * surface + shift."""
     residual = np.inf

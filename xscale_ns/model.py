@@ -126,9 +126,10 @@ class XScaleModel(Model):
             encoding_backend=config.encoding_backend,
         )
         self.finest_resolution = self.field.grid.layout[-1].resolution
+        entries = sum(level.entries for level in self.field.grid.layout)
         CONSOLE.print(
             f"Hash grid: {config.levels} levels, {config.base_resolution} to {self.finest_resolution}, "
-            f"{sum(level.entries for level in self.field.grid.layout) * config.features_per_level / 1e6:.1f} M features; "
+            f"{entries * config.features_per_level / 1e6:.1f} M features; "
             f"mesh: {len(surface.faces)} faces, caster {surface.caster.name}"
         )
         self.background = Background(config.background, config.background_color)
@@ -311,7 +312,5 @@ class XScaleModel(Model):
             rgb, hit = torch.where(valid[..., None], rgb, truth), hit & valid
         metrics = image_metrics(rgb, truth, hit, self.lpips)
         error = (rgb - truth).abs()
-        return metrics, {
-            "img": torch.cat([truth, rgb, error], dim=1),
-            "accumulation": outputs["accumulation"].expand(-1, -1, 3),
-        }
+        accumulation = outputs["accumulation"].expand(-1, -1, 3)
+        return metrics, {"img": torch.cat([truth, rgb, error], dim=1), "accumulation": accumulation}

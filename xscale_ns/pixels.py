@@ -70,7 +70,7 @@ def view_sources(dataset: InputDataset, views: Sequence[int]) -> list[ViewSource
 def distances(
     surface: Surface, cameras: Cameras, views: Sequence[int]
 ) -> Callable[[int, Float[Tensor, "n 2"]], Tensor]:
-    """A callback for the stores: (position in ``views``, pixel positions) to hit distances, +inf where nothing is hit."""
+    """A callback for the stores: (position in ``views``, pixel positions) to hit distances, +inf for misses."""
 
     def cast(index: int, pixels: Float[Tensor, "n 2"]) -> Tensor:
         view = torch.full((len(pixels),), views[index], dtype=torch.int64)

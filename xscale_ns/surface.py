@@ -113,9 +113,12 @@ class Surface:
             keep = ~outside
             if layer == max_layers - 1:
                 again = SurfaceHits(
-                    torch.zeros_like(result.hit), torch.full_like(result.t, torch.inf), torch.full_like(result.face, -1),
-                    torch.zeros_like(result.points), torch.zeros_like(result.normals),
-                )  # fmt: skip
+                    hit=torch.zeros_like(result.hit),
+                    t=torch.full_like(result.t, torch.inf),
+                    face=torch.full_like(result.face, -1),
+                    points=torch.zeros_like(result.points),
+                    normals=torch.zeros_like(result.normals),
+                )
             else:
                 start = torch.where(outside, result.t + step, start)
                 again = self.first_hits(origins + directions * start[:, None], directions)

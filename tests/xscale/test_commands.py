@@ -105,7 +105,8 @@ def test_sigterm_saves_and_resume_loses_nothing(demo_scene, work):
 def test_kill_nine_leaves_a_loadable_run(demo_scene, work):
     process = start(
         "ns-train", "xscale-nvs-tiny", "--data", demo_scene, "--output-dir", work / "outputs", "--timestamp", "killed",
-        "--max-num-iterations", "100000", "--vis", "tensorboard", "--steps-per-save", "3", "--pipeline.model.levels", "4",
+        "--max-num-iterations", "100000", "--vis", "tensorboard", "--steps-per-save", "3",
+        "--pipeline.model.levels", "4",
         "--pipeline.datamanager.train-num-rays-per-batch", "512", cwd=work,
     )  # fmt: skip
     folder = work / "outputs" / "monument" / "xscale-nvs-tiny" / "killed" / "nerfstudio_models"
