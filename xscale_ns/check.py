@@ -36,6 +36,10 @@ CLEAR_DETAIL, CLEAR_PSNR = 0.1, 0.5
 SMALL_DETAIL, SMALL_PSNR = 0.015, 1.0
 """... or this much: fine mistakes (half a pixel: 0.023 and 1.7 dB; a mirrored, nearly symmetric mesh: 0.04 and 2.6 dB)
 against what searches gain where nothing is wrong (castle 0.003 and 0.08 dB)."""
+NAMED_DETAIL, SURE_DETAIL = 0.3, 0.6
+"""Less agreement names nothing; up to the second only a "perhaps" (the castle with its mesh mirrored reaches 0.55)."""
+FITTING_FEATURES = 0.15
+"""Share of matched features the cameras explain. XXX"""
 TURN_GAIN = 0.1
 """A view counts as turned when turning it back gains this much (unturned views: at most 0.003)."""
 SKEW_LIMIT = 0.25
@@ -184,6 +188,10 @@ def check_scene(scene: Path, output: Path, downscale_factor: int | None = None, 
         turned=turned,
         notes=notes,
     )
+    usual = float(np.median([view.detail for view in report.views if view.detail is not None] or [0.0]))
+    weak = [view.name for view in report.views if view.detail is not None and view.detail < 0.65 * usual]
+    if weak and report.good:
+        notes.append(f"agree least with their neighbours (something in front or moving?): {', '.join(weak[:10])}")
     report.pictures = str(output / "overlays")
     chosen = sorted({*_evenly(len(views), MOST_VIEWS), *(i for i, view in enumerate(views) if view.name in turned)})
     for index in chosen:
@@ -240,7 +248,7 @@ def _evenly(count: int, most: int) -> list[int]:
 
 def _clearly_better(new: Score, old: Score) -> bool:
     # A small overlap may agree by chance: a mesh of another scale shows the few pixels round the look-at point.
-    if new.pairs == 0 or new.share < max(0.02, 0.3 * old.share) or new.detail < GOOD_DETAIL:
+    if new.pairs == 0 or new.share < max(0.02, 0.3 * old.share) or new.detail < NAMED_DETAIL:
         return False
     if old.pairs == 0:
         return True
@@ -283,7 +291,8 @@ class _Search:
             return self._by_coverage(candidates)
         suspect, score = chosen
         coverage = float(self.judge.coverage(suspect.rig, self.references).mean())
-        return Mistake(suspect.key, suspect.problem, suspect.remedy, coverage, _finite(score.psnr), score.detail)
+        problem = suspect.problem if score.detail >= SURE_DETAIL else f"Perhaps: {suspect.problem}"
+        return Mistake(suspect.key, problem, suspect.remedy, coverage, _finite(score.psnr), score.detail)
 
     def _usual(self) -> list[tuple[Suspect, Score]]:
         """Screened by coverage, then by a glance; the best five are measured."""
@@ -326,9 +335,11 @@ class _Search:
             if place is None:
                 continue
             if self.score.detail < GOOD_DETAIL:
-                place = self._polished(place)
-            where = ", ".join(f"{value:.6g}" for value in place.shift)
+                place = self._polished(place, with_scale)
             size = judge.frame.extent * place.scale
+            # Millimetres of a 1 m mesh: geo-referenced shifts have seven digits before the point.
+            digits = max(0, 3 - int(np.floor(np.log10(size))))
+            where = ", ".join(f"{value:.{digits}f}" for value in place.shift)
             if not with_scale:
                 key, problem = (
                     "mesh-shifted",
@@ -344,20 +355,25 @@ class _Search:
             else:
                 key, problem = "mesh-scaled-and-shifted", "The mesh is scaled and shifted against the cameras."
                 remedy = f"Multiply the vertices by about {place.scale:.4g}, then add about ({where}). {EXPORT_BOTH}"
-            rig = judge.frame.rig(self.cameras.intrinsics, self.cameras.w2c, np.eye(3) * place.scale, place.shift)
+            rig = self._rig(place)
             found.append((Suspect(key, problem, remedy, rig), self.measure(rig)))
         return found
 
-    def _polished(self, place: Placement) -> Placement:
-        """The shift moved to where the photos agree best: few features make a rough fit."""
-        k, w2c, extent = self.cameras.intrinsics, self.cameras.w2c, self.judge.frame.extent * place.scale
+    def _polished(self, place: Placement, with_scale: bool) -> Placement:
+        """Shift (and scale) moved to where the photos agree best: few features make a rough fit."""
+        centre = self.judge.frame.centre
 
-        def quality(step: Array, _: bool) -> float:
-            return self.glance(
-                self.judge.frame.rig(k, w2c, np.eye(3) * place.scale, place.shift + extent * step)
-            ).detail
+        def at(step: Array) -> Placement:
+            scale = place.scale * float(np.exp(step[3])) if with_scale else place.scale
+            moved = place.shift + centre * (place.scale - scale)  # scaled about the mesh's own centre
+            return Placement(scale, moved + self.judge.frame.extent * place.scale * step[:3])
 
-        return place._replace(shift=place.shift + extent * descend(quality, np.zeros(3), 0.01, 0.0006))
+        best = descend(lambda step, _: self.glance(self._rig(at(step))).detail, np.zeros(3 + with_scale), 0.01, 0.0006)
+        return at(best)
+
+    def _rig(self, place: Placement) -> Rig:
+        k, w2c = self.cameras.intrinsics, self.cameras.w2c
+        return self.judge.frame.rig(k, w2c, np.eye(3) * place.scale, place.shift)
 
     def _by_coverage(self, candidates: Sequence[tuple[Suspect, Score]]) -> Mistake | None:
         """Where the files miss the mesh altogether: the only explanation that hits, though the photos do not confirm it."""
@@ -413,7 +429,7 @@ def _verdict(
         return "No two neighbouring views show the same part of the mesh, and none of the usual mistakes fits."
     if search.score.detail < GOOD_DETAIL:
         where = "The cameras fit among themselves, so the mesh is out of place or too coarse"
-        if not search.sparse.fitting > 0.4:
+        if not search.sparse.fitting > FITTING_FEATURES:
             where = "The cameras do not fit among themselves either: look for distorted photos or a bad alignment"
         return f"Neighbouring photos disagree on the mesh, and none of the usual mistakes fits. {where}."
     return None

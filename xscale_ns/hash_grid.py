@@ -5,9 +5,9 @@ whose ``R**3`` vertices fit the table is stored densely, a finer one through a s
 corners around ``q * scale + 0.5`` are blended trilinearly or by smoothstep; the levels' features are concatenated.
 
 Why a hand-written autograd function: `embedding_bag` is torch's fastest gather-and-blend on CPU, but its backward
-either fills a gradient of the whole table (128 MiB per level for the paper's preset) or returns a row per corner and point.
-`_Lookup` sums equal rows itself and hands a compact gradient to `xscale_ns.row_adam.RowAdam`. Index maths is redone in
-the backward pass rather than stored: it costs a tenth of the step and would hold 1 KiB per point.
+either fills a gradient of the whole table or returns a row per corner and point, unsummed. `_Lookup` chooses by table
+and batch, and hands compact gradients to `xscale_ns.row_adam.RowAdam` where they pay. Index maths is redone in the
+backward pass rather than stored: it costs a tenth of the step and would hold 1 KiB per point.
 """
 
 from __future__ import annotations
@@ -25,11 +25,15 @@ from torch.autograd.function import once_differentiable
 from torch.nn.functional import embedding_bag
 
 from core_ns.errors import is_importable, need
-from xscale_ns.table_rows import ROW_GRADIENTS, add_rows, sum_equal_rows
+from xscale_ns.table_rows import ROW_GRADIENTS, add_rows, put_rows, sum_equal_rows
 
 Interpolation = Literal["linear", "smoothstep"]
 
 HASH_PRIMES = (1, 2654435761, 805459861)
+SPARSE_BELOW = 16
+"""A sparse gradient pays when fewer than one row in this many is touched (benchmarks/hash_grid.py)."""
+CACHE_BYTES = 2**23
+"""On CPU a larger table takes its gradient in sorted order: adding at random places of DRAM is slower than sorting."""
 
 
 @dataclass(frozen=True)
@@ -135,10 +139,10 @@ def _corner_weights(axis_weights: Float[Tensor, "2 3 N"]) -> Float[Tensor, "8 N"
 
 
 def _sends_rows(table: Tensor, touches: int) -> bool:
-    """Sparse gradients pay when most rows are untouched; DistributedDataParallel can only reduce dense ones."""
+    """Whether a sparse gradient is wanted, possible (DistributedDataParallel reduces only dense ones) and cheaper."""
     distributed = torch.distributed.is_available() and torch.distributed.is_initialized()
     alone = not distributed or torch.distributed.get_world_size() == 1
-    return alone and touches < len(table) and getattr(table, ROW_GRADIENTS, False)
+    return alone and SPARSE_BELOW * touches < len(table) and getattr(table, ROW_GRADIENTS, False)
 
 
 class _Lookup(torch.autograd.Function):
@@ -187,7 +191,10 @@ def _table_gradient(table: Tensor, rows: Int[Tensor, "M"], values: Float[Tensor,
         with torch.sparse.check_sparse_tensor_invariants(False):
             return torch.sparse_coo_tensor(distinct[None], sums, table.shape, is_coalesced=True)
     dense = torch.zeros_like(table)
-    add_rows(dense, rows, values)
+    if table.device.type == "cpu" and table.numel() * table.element_size() > CACHE_BYTES:
+        put_rows(dense, *sum_equal_rows(rows, values))
+    else:
+        add_rows(dense, rows, values)
     return dense
 
 

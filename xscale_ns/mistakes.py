@@ -161,9 +161,10 @@ def _axes(judge: Judge, cameras: Cameras) -> Iterator[Suspect]:
             words = ", ".join(("-" if sign < 0 else "") + "xyz"[axis] for axis, sign in zip(order, signs, strict=True))
             found.append((matrix, words))
     found.sort(key=lambda item: (np.linalg.det(item[0]) < 0, -np.trace(np.abs(item[0])), -np.trace(item[0])))
+    about_x = "The mesh is turned by 90 degrees about x against the cameras, as a Y-up export is against a Z-up one."
     named = {
-        "x, -z, y": ("mesh-y-up", "The mesh is Y-up and the cameras Z-up: it is turned by 90 degrees about x."),
-        "x, z, -y": ("mesh-z-up", "The mesh is Z-up and the cameras Y-up: it is turned by 90 degrees about x."),
+        "x, -z, y": ("mesh-turned-about-x", about_x),
+        "x, z, -y": ("mesh-turned-about-x", about_x),
         "y, z, x": ("mesh-rows-permuted", "The mesh's axes are permuted as nerfstudio's Metashape reader does."),
         "x, z, y": ("mesh-y-z-swapped", "y and z of the mesh are swapped, which also mirrors it."),
     }
@@ -196,7 +197,7 @@ class Sparse(NamedTuple):
 
 def triangulate(judge: Judge, rig: Rig, wanted: Sequence[tuple[int, int]]) -> Sparse:
     """Match SIFT features of pairs of photos and triangulate them: what the cameras say without the mesh."""
-    sift, matcher = cv2.SIFT.create(nfeatures=1500), cv2.BFMatcher(cv2.NORM_L2, crossCheck=True)  # pyright: ignore
+    sift, matcher = cv2.SIFT.create(nfeatures=1500), cv2.BFMatcher(cv2.NORM_L2)  # pyright: ignore
     features: dict[int, tuple[Array, Array]] = {}
     origin = rig.centres.mean(axis=0)  # geo-referenced cameras may be far from a mesh that is not
     points, fitting, matches = [], 0, 0
@@ -210,8 +211,11 @@ def triangulate(judge: Judge, rig: Rig, wanted: Sequence[tuple[int, int]]) -> Sp
                 features[view] = (at + 0.5) * to_stored, codes
         if min(len(features[view][0]) for view in pair) < 10:
             continue
-        found = matcher.match(features[pair[0]][1], features[pair[1]][1])
-        found = sorted(found, key=lambda match: match.distance)[: max(20, len(found) // 2)]
+        nearest = matcher.knnMatch(features[pair[0]][1], features[pair[1]][1], k=2)
+        # Lowe's ratio test: a feature that resembles two others is no match.
+        found = [two[0] for two in nearest if len(two) == 2 and two[0].distance < 0.8 * two[1].distance]
+        if not found:
+            continue
         pixels = [
             features[view][0][[getattr(match, name) for match in found]]
             for view, name in zip(pair, ("queryIdx", "trainIdx"), strict=True)

@@ -18,32 +18,31 @@ from xscale_ns.table_rows import ROW_GRADIENTS, gather_rows, put_rows, sum_equal
 class RowAdam(torch.optim.Optimizer):
     """Adam where a row with zero gradient keeps its values and its moments bit for bit.
 
-    A step of a hash grid touches a few per cent of the rows. Plain Adam reads and writes all of them, and it moves rows
-    that got no gradient, by their decaying momentum. Here the cost follows the touched rows.
+    Plain Adam moves table rows that got no gradient, by their decaying momentum; tiny-cuda-nn's does not, and neither
+    does this one. Like tiny-cuda-nn's it tells so element by element: a zero within a touched row is left alone too.
 
-    Bias correction counts steps per row, as tiny-cuda-nn's Adam does per element (``param_steps`` in its adam.h). With
-    one global counter a row met first at step 1000 would be taken as warmed up: its first update would be
-    ``(1 - beta1) / sqrt(1 - beta2)`` = 3.2 learning rates long instead of 1. When every row is touched in every step
-    the result is `torch.optim.Adam`'s.
+    Bias correction counts steps per tensor, as `torch.optim.Adam` does, which this equals when every row is touched in
+    every step. tiny-cuda-nn counts per element instead, for 4 bytes per element and a power per element and step. The
+    difference is the first update of a row met late: it is ``(1 - beta1) / sqrt(1 - beta2)`` learning rates long, 3.2
+    with torch's beta2 = 0.999 but 1, as with a counter of its own, with 0.99. Hence the default betas, instant-ngp's.
 
-    Gradients may be dense (scanned for nonzero rows: DistributedDataParallel, a regulariser on the table) or sparse
-    COO. The optimiser asks `HashGrid` for sparse ones by marking its parameters, so such a parameter's ``.grad`` is
-    sparse from then on; hand the parameters to no other optimiser afterwards. ``zero_grad`` drops gradients, so there
-    is nothing to clear.
+    Gradients may be dense or sparse COO. `HashGrid` sends sparse ones to the parameters this optimiser marks, when a
+    batch touches a small part of the table: then the cost follows the touched rows. The ``.grad`` of such a parameter
+    may be sparse from then on, so hand it to no other optimiser. ``zero_grad`` drops gradients: nothing to clear.
 
     Args:
         params: tables [rows, ...]; a vector counts as rows of one element.
         lr: learning rate.
         betas: decay of the first and second moment.
         eps: added to the root of the second moment.
-        sparse: ask for sparse gradients. False for code that needs dense ones, such as `clip_grad_norm_`.
+        sparse: allow sparse gradients. False for code that needs dense ones, such as `clip_grad_norm_`.
     """
 
     def __init__(
         self,
         params: Any,
         lr: float = 1e-2,
-        betas: tuple[float, float] = (0.9, 0.999),
+        betas: tuple[float, float] = (0.9, 0.99),
         eps: float = 1e-15,
         *,
         sparse: bool = True,
@@ -74,66 +73,90 @@ class RowAdam(torch.optim.Optimizer):
                     continue
                 state = self.state[parameter]
                 if not state:
-                    state["row_steps"] = torch.zeros(len(parameter), 1, dtype=parameter.dtype, device=parameter.device)
+                    state["step"] = torch.tensor(0.0)
                     state["exp_avg"] = torch.zeros_like(parameter)
                     state["exp_avg_sq"] = torch.zeros_like(parameter)
-                rows, grad = touched_rows(parameter.grad)
-                if len(rows):
-                    _update_rows(_as_rows(parameter), rows, grad, state, group["lr"], group["betas"], group["eps"])
+                state["step"] += 1
+                rates = _Rates.at(int(state["step"]), group["lr"], group["betas"], group["eps"])
+                tensors = [_as_rows(tensor) for tensor in (parameter, state["exp_avg"], state["exp_avg_sq"])]
+                if parameter.grad.is_sparse:
+                    _update_rows(*tensors, *sparse_rows(parameter.grad), rates)
+                else:
+                    _update_all(*tensors, _as_rows(parameter.grad), rates)
         return loss
 
 
+@dataclass(frozen=True)
+class _Rates:
+    """The numbers of one step of Kingma & Ba 2015, section 2: ``p -= step_size * m / (sqrt(v) + eps)``."""
+
+    step_size: float
+    gain1: float
+    gain2: float
+    eps: float
+
+    @staticmethod
+    def at(step: int, lr: float, betas: tuple[float, float], eps: float) -> _Rates:
+        beta1, beta2 = betas
+        root = math.sqrt(1 - beta2**step)
+        return _Rates(lr * root / (1 - beta1**step), 1 - beta1, 1 - beta2, eps * root)
+
+
 def _as_rows(tensor: Tensor) -> Float[Tensor, "T F"]:
-    return tensor.detach().view(len(tensor), -1)
+    return tensor.detach().reshape(len(tensor), -1)
 
 
-def touched_rows(grad: Tensor) -> tuple[Int[Tensor, "U"], Float[Tensor, "U F"]]:
-    """Ascending distinct rows with a nonzero (or NaN) gradient and that gradient, of a dense or sparse COO gradient."""
-    if grad.is_sparse:
-        # _indices and _values: the public ones insist on torch's own slow coalesce.
-        rows, values = grad._indices()[0], grad._values().flatten(1)
-        if not grad.is_coalesced():
-            rows, values = sum_equal_rows(rows, values.contiguous())
-        live = _nonzero_rows(values)
-        return (rows, values) if len(live) == len(rows) else (rows.index_select(0, live), gather_rows(values, live))
-    flat = grad.reshape(len(grad), -1)
-    rows = _nonzero_rows(flat)
-    return rows, gather_rows(flat, rows)
+def sparse_rows(grad: Tensor) -> tuple[Int[Tensor, "U"], Float[Tensor, "U F"]]:
+    """Ascending distinct rows and their gradient, of a sparse COO gradient."""
+    # _indices and _values: the public ones insist on torch's own slow coalesce.
+    rows, values = grad._indices()[0], grad._values()
+    values = values.reshape(len(values), -1)
+    return (rows, values) if grad.is_coalesced() else sum_equal_rows(rows, values.contiguous())
 
 
-def _nonzero_rows(values: Float[Tensor, "T F"]) -> Int[Tensor, "U"]:
-    if values.shape[1] % 2 == 0 and values.is_contiguous():  # compared in pairs: reducing a short row is slow on CPU
-        values = torch.view_as_complex(values.view(len(values), values.shape[1] // 2, 2))
-    nonzero = values != 0
-    return (nonzero[:, 0] if nonzero.shape[1] == 1 else nonzero.any(1)).nonzero()[:, 0]
+def _block_rows(tensor: Float[Tensor, "T F"]) -> int:
+    """Rows to update at once: on CPU so few that the six arrays of an update stay in a core's cache.
+
+    torch splits an operation over threads from 2^15 elements on. For two threads that gains little, and costs much when
+    a neighbour occupies one of the cores: every operation then waits for it.
+    """
+    if tensor.device.type != "cpu":
+        return max(len(tensor), 1)
+    threads = torch.get_num_threads()
+    return (2**14 if threads <= 2 else 2**15 * threads) // tensor.shape[1] + 1
 
 
 def _update_rows(
-    table: Float[Tensor, "T F"],
-    rows: Int[Tensor, "U"],
-    grad: Float[Tensor, "U F"],
-    state: dict[str, Tensor],
-    lr: float,
-    betas: tuple[float, float],
-    eps: float,
+    table: Tensor, mean: Tensor, square: Tensor, rows: Int[Tensor, "U"], grad: Float[Tensor, "U F"], rates: _Rates
 ) -> None:
-    """Kingma & Ba 2015, algorithm 1, on the selected rows."""
-    beta1, beta2 = betas
-    counts, mean, square = state["row_steps"], _as_rows(state["exp_avg"]), _as_rows(state["exp_avg_sq"])
-    count = gather_rows(counts, rows).add_(1)
-    put_rows(counts, rows, count)
-    m = gather_rows(mean, rows).lerp_(grad, 1 - beta1)
-    put_rows(mean, rows, m)
-    v = gather_rows(square, rows).mul_(beta2).addcmul_(grad, grad, value=1 - beta2)
-    put_rows(square, rows, v)
-    denominator = v.div_(_bias(beta2, count)).sqrt_().add_(eps)
-    update = m.div_(denominator).div_(_bias(beta1, count))
-    put_rows(table, rows, gather_rows(table, rows).add_(update, alpha=-lr))
+    """Adam on the given rows: gather, update, put back."""
+    block = _block_rows(grad)
+    for some, g in zip(rows.split(block), grad.split(block), strict=True):
+        p, m, v = (gather_rows(tensor, some) for tensor in (table, mean, square))
+        _update(p, m, v, g, rates)
+        for tensor, changed in ((table, p), (mean, m), (square, v)):
+            put_rows(tensor, some, changed)
 
 
-def _bias(beta: float, count: Tensor) -> Tensor:
-    """``1 - beta**count`` without a power per row (half the time, and no cancellation)."""
-    return torch.expm1(count * (math.log(beta) if beta else -math.inf)).neg_()
+def _update_all(table: Tensor, mean: Tensor, square: Tensor, grad: Tensor, rates: _Rates) -> None:
+    """Adam on all of a dense gradient.
+
+    Gathering the touched rows first is slower unless they are few: with one row of eight bytes in five touched, nearly
+    every cache line is.
+    """
+    for p, m, v, g in zip(*(tensor.split(_block_rows(grad)) for tensor in (table, mean, square, grad)), strict=True):
+        _update(p, m, v, g, rates)
+
+
+def _update(p: Tensor, m: Tensor, v: Tensor, g: Tensor, rates: _Rates) -> None:
+    """In place; where g is zero nothing changes, to the bit (``lerp_`` by 0 and ``p - 0 / x``). NaN spreads.
+
+    The weights are computed in floats (sign squared): torch's operations on bool are four times slower.
+    """
+    weight = g.sign().square_().mul_(rates.gain1)
+    m.lerp_(g, weight)
+    v.lerp_(g.square(), weight * (rates.gain2 / rates.gain1))
+    p.addcdiv_(weight.mul_(m), v.sqrt().add_(rates.eps), value=-rates.step_size / rates.gain1)
 
 
 @dataclass
@@ -145,7 +168,7 @@ class RowAdamOptimizerConfig(OptimizerConfig):
     """The learning rate to use."""
     eps: float = 1e-15
     """Added to the root of the second moment."""
-    betas: Tuple[float, float] = (0.9, 0.999)
+    betas: Tuple[float, float] = (0.9, 0.99)
     """Decay of the first and second moment."""
 
     def setup(self, params: Any) -> torch.optim.Optimizer:

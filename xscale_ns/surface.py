@@ -106,12 +106,12 @@ class Surface:
         start = torch.zeros_like(result.t)
         # A hit must not find itself again; the step is small against any cell of the grid.
         step = 1e-5 * self.extent
-        for layer in range(max_layers):
+        for layer in range(max_layers + 1):
             outside = result.hit & ~inside_box(result.points).reshape(-1)
             if not outside.any():
                 break
             keep = ~outside
-            if layer == max_layers - 1:
+            if layer == max_layers:
                 again = SurfaceHits(
                     hit=torch.zeros_like(result.hit),
                     t=torch.full_like(result.t, torch.inf),

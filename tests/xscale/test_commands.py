@@ -212,7 +212,8 @@ def test_other_dataparsers_take_the_mesh(demo_scene, work):
 def test_paper_preset_trains(demo_scene, work):
     run("ns-train", "xscale-nvs-paper", "--data", demo_scene, "--output-dir", work / "outputs", "--timestamp", "paper",
         "--max-num-iterations", "4", "--vis", "tensorboard", "--pipeline.model.log2-table", "12",
-        "--gradient-accumulation-steps", "hash", "2", "head", "2", "exposure", "2", "lighting", "2",
+        *(word for name in ("hash", "head", "exposure", "lighting")
+          for word in (f"--gradient-accumulation-steps.{name}", "2")),
         "--pipeline.datamanager.train-num-rays-per-batch", "256", cwd=work)  # fmt: skip
     state = load(work / "outputs" / "monument" / "xscale-nvs-paper" / "paper")
     assert {"hash", "head", "exposure", "lighting"} == set(state["optimizers"])
