@@ -1,16 +1,16 @@
 """One training step of our hash grid on a CPU against nerfstudio's torch fallback.
 
-Question: how much faster than ``HashEncoding(implementation="torch")`` with torch's Adam are `HashGrid` and `RowAdam`, and
-which of the two earns it?
+Question: how much faster than ``HashEncoding(implementation="torch")`` with torch's Adam are `HashGrid` and `RowAdam`,
+and which of the two earns it?
 
-A step is zero_grad, forward, backward from a fixed upstream gradient, optimiser step. Points are drawn anew each round on
-a bumpy sphere, as surface hits of random training rays are. Contenders are interleaved round by round; two threads; one
+A step is zero_grad, forward, backward from a fixed upstream gradient, optimiser step. Points are drawn anew each round
+on a bumpy sphere, as surface hits of random training rays are. Contenders are interleaved round by round; two threads; one
 round to warm up. nerfstudio's encoding only blends linearly; ours runs smoothstep, which is more work. Both have levels
 of 16 to 1024 vertices; nerfstudio gives full tables to coarse levels too, ours do not need them (14.4 M against 16.8 M
 parameters at T = 2^19). "fused" is Adam(fused=True), faster than what nerfstudio uses by default.
 
-Predicted before the final run (from probes of the parts on an idle machine: 640 ms against 140 ms): 4 to 5 times faster at
-F2 T19, over 10 times at F4 T21 where dense Adam moves 2 GB a step; half the gain from the optimiser.
+Predicted before the final run (from probes of the parts on an idle machine: 640 ms against 140 ms): 4 to 5 times faster
+at F2 T19, over 10 times at F4 T21 where dense Adam moves 2 GB a step; half the gain from the optimiser.
 
 PLACEHOLDER_RESULT
 
@@ -21,6 +21,7 @@ from __future__ import annotations
 
 import datetime
 import importlib.metadata
+import itertools
 import json
 import os
 import platform
@@ -78,7 +79,7 @@ def step(module: nn.Module, optimizer: torch.optim.Optimizer, points: Tensor, up
     marks.append(time.perf_counter())
     optimizer.step()
     marks.append(time.perf_counter())
-    return [b - a for a, b in zip(marks, marks[1:], strict=False)]
+    return [b - a for a, b in itertools.pairwise(marks)]
 
 
 def measure(count: int, features: int, log2_table: int, rounds: int) -> dict[str, dict[str, float]]:
