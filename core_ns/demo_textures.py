@@ -157,6 +157,7 @@ class QuadLooks(Looks):
     """Mosaic tiles on the plane z = 0, the same from every direction."""
 
     def colour(self, points, normals, directions, sunlit):
+        """Display sRGB of surface points [N, 3] with their normals, seen along the directions."""
         cell = torch.floor(points[:, :2] / 0.125)
         inside = points[:, :2] / 0.125 - cell
         joint = (0.5 - (inside - 0.5).abs()).amin(-1) * 0.125
@@ -174,6 +175,7 @@ class MonumentLooks(Looks):
     casts_shadows = True
 
     def colour(self, points, normals, directions, sunlit):
+        """Display sRGB of surface points [N, 3] with their normals, seen along the directions."""
         albedo, gloss = torch.empty_like(points), torch.zeros(len(points), 1)
         distance = points[:, :2].norm(dim=-1)
         ground, inner = points[:, 2] < 1e-3, distance < 1.5

@@ -75,7 +75,16 @@ class ZooPipeline(VanillaPipeline):
             )
         if self.world_size > 1:
             state = {re.sub(r"^_model\.", "_model.module.", key): value for key, value in state.items()}
-        self.load_state_dict(state, strict=True)
+        try:
+            self.load_state_dict(state, strict=True)
+        except RuntimeError as error:  # torch lists the tensors of another shape, one a line
+            wrong = str(error).strip().splitlines()[-1].strip()
+            raise DataError(
+                "checkpoint",
+                f"step {step}",
+                f"does not fit this model: {wrong}",
+                "Use the config.yml that lies beside it.",
+            ) from error
 
     def state_dict(self, *args: Any, **kwargs: Any) -> dict[str, Any]:  # type: ignore[override]
         """The state without DistributedDataParallel's prefix, so any number of processes can load it."""

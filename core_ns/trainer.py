@@ -6,6 +6,7 @@ the exact commands to resume, view, evaluate and render are printed at the end. 
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shlex
 import signal
@@ -74,7 +75,8 @@ def valid_checkpoint(folder: Path, step: int | None = None) -> tuple[dict[str, A
         except DataError as error:
             aside = folder.parent / f"torn-{path.name}"
             CONSOLE.print(f"[bold yellow]Skipping {error} It is kept as {aside}.", soft_wrap=True)
-            path.replace(aside)
+            with contextlib.suppress(FileNotFoundError):  # another process of this run was faster
+                path.replace(aside)
     found = f"{len(candidates)} damaged ones" if candidates else "none"
     raise DataError(
         folder, "", f"holds no checkpoint that loads ({found}).", "Train again, or name another --load-dir."

@@ -176,10 +176,12 @@ class XScaleDataManager(VanillaDataManager):
             mesh = load_mesh(Path(path))
             if mesh.dropped_faces:
                 CONSOLE.print(f"[yellow]{Path(path).name}: dropped {mesh.dropped_faces} unusable faces.")
-            # float64 until here: geo-referenced coordinates lose whole pixels in float32 (spec xscale 2.8).
-            vertices = transform_points(
-                mesh.vertices, outputs.dataparser_transform.double().numpy(), outputs.dataparser_scale
-            )
+            # float64 until here: geo-referenced coordinates lose whole pixels in float32 (spec xscale 2.8). nerfstudio
+            # keeps the transform in float32, so mvsnet-data hands over its own.
+            exact = outputs.metadata.get("mesh_transform")
+            transform = exact["transform"] if exact else outputs.dataparser_transform.double().numpy()
+            scale = exact["scale"] if exact else outputs.dataparser_scale
+            vertices = transform_points(mesh.vertices, np.asarray(transform), scale)
             faces = mesh.faces
         return Surface(
             torch.from_numpy(np.asarray(vertices, dtype=np.float32)),

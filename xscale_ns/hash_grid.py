@@ -30,7 +30,7 @@ from xscale_ns.table_rows import ROW_GRADIENTS, add_rows, put_rows, sum_equal_ro
 Interpolation = Literal["linear", "smoothstep"]
 
 HASH_PRIMES = (1, 2654435761, 805459861)
-SPARSE_BELOW = 16
+SPARSE_BELOW = 8
 """A sparse gradient pays when fewer than one row in this many is touched (benchmarks/hash_grid.py)."""
 CACHE_BYTES = 2**23
 """On CPU a larger table takes its gradient in sorted order: adding at random places of DRAM is slower than sorting."""
