@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import io
+import itertools
 import math
 
 import pytest
@@ -11,7 +12,7 @@ import torch
 from nerfstudio.engine.optimizers import Optimizers
 
 from xscale_ns.hash_grid import HashGrid
-from xscale_ns.row_adam import RowAdam, RowAdamOptimizerConfig, touched_rows
+from xscale_ns.row_adam import RowAdam, RowAdamOptimizerConfig, sparse_rows
 
 
 @pytest.fixture(autouse=True)
@@ -45,27 +46,54 @@ def test_equals_adam_when_every_row_is_touched(shape, eps):
 
 
 @pytest.mark.parametrize("sparse", [False, True])
-def test_each_row_runs_its_own_adam(sparse):
-    """The oracle: one torch.optim.Adam per row, stepped only when that row has a gradient."""
-    table = torch.nn.Parameter(torch.randn(30, 2))
-    rows = [torch.nn.Parameter(row.detach().clone()) for row in table]
-    optimizer = RowAdam([table], lr=0.1)
-    adams = [torch.optim.Adam([row], lr=0.1, eps=1e-15) for row in rows]
-    for _ in range(20):
+@pytest.mark.parametrize("features", [1, 2, 3])
+def test_equals_a_loop_over_touched_elements(sparse, features):
+    """The oracle: Kingma & Ba's algorithm 1 in Python floats, skipped where the gradient is zero, one step count."""
+    lr, beta1, beta2, eps = 0.1, 0.9, 0.99, 1e-3
+    table = torch.nn.Parameter(torch.randn(30, features))
+    value = table.detach().double()
+    mean, square = torch.zeros_like(value), torch.zeros_like(value)
+    optimizer = RowAdam([table], lr=lr, eps=eps)
+    for step in range(1, 21):
         picked = torch.randperm(30)[:7]
-        values = torch.randn(7, 2)
-        table.grad = torch.zeros(30, 2).index_copy_(0, picked, values)
+        grad = torch.zeros(30, features).index_copy_(0, picked, torch.randn(7, features))
+        grad[picked[0], 0] = 0
+        for i, j in itertools.product(range(30), range(features)):
+            g = grad[i, j].item()
+            if g:
+                mean[i, j] = beta1 * mean[i, j] + (1 - beta1) * g
+                square[i, j] = beta2 * square[i, j] + (1 - beta2) * g * g
+                corrected = mean[i, j] / (1 - beta1**step), square[i, j] / (1 - beta2**step)
+                value[i, j] -= lr * corrected[0] / (corrected[1].sqrt() + eps)
+        table.grad = grad
         if sparse:
             with torch.sparse.check_sparse_tensor_invariants(True):
-                table.grad = table.grad.to_sparse(1)
-        for k, value in zip(picked.tolist(), values, strict=True):
-            rows[k].grad = value
-            adams[k].step()
+                table.grad = grad.to_sparse(1)
         before = table.detach().clone()
         optimizer.step()
-        untouched = torch.ones(30, dtype=torch.bool).index_fill_(0, picked, False)
-        assert torch.equal(before[untouched], table.detach()[untouched])
-    torch.testing.assert_close(table.detach(), torch.stack([row.detach() for row in rows]), rtol=1e-4, atol=1e-5)
+        assert torch.equal(before[grad == 0], table.detach()[grad == 0])
+    torch.testing.assert_close(table.detach().double(), value, rtol=1e-4, atol=1e-5)
+
+
+def test_tables_larger_than_a_block_are_updated_whole():
+    ours = torch.nn.Parameter(torch.randn(40_000, 2))
+    theirs = torch.nn.Parameter(ours.detach().clone())
+    grad = torch.randn(40_000, 2)
+    ours.grad, theirs.grad = grad.clone(), grad
+    RowAdam([ours], lr=0.1).step()
+    torch.optim.Adam([theirs], lr=0.1, betas=(0.9, 0.99), eps=1e-15).step()
+    torch.testing.assert_close(ours, theirs)
+
+
+def test_the_first_update_of_a_late_row_is_one_learning_rate_long():
+    table = torch.nn.Parameter(torch.zeros(2, 2))
+    optimizer = RowAdam([table], lr=0.1)
+    for _ in range(2000):
+        table.grad = torch.tensor([[1.0, 1.0], [0.0, 0.0]])
+        optimizer.step()
+    table.grad = torch.tensor([[0.0, 0.0], [3.0, -0.01]])
+    optimizer.step()
+    torch.testing.assert_close(table[1].detach(), torch.tensor([-0.1, 0.1]))
 
 
 def test_explicit_zeros_in_a_sparse_gradient_leave_rows_and_moments_alone():
@@ -73,7 +101,8 @@ def test_explicit_zeros_in_a_sparse_gradient_leave_rows_and_moments_alone():
     optimizer = RowAdam([table], lr=0.1)
     table.grad = torch.ones(6, 2)
     optimizer.step()
-    before = {key: value.clone() for key, value in optimizer.state[table].items()} | {"value": table.detach().clone()}
+    moments = optimizer.state[table]
+    before = {key: moments[key].clone() for key in ("exp_avg", "exp_avg_sq")} | {"value": table.detach().clone()}
     values = torch.tensor([[1.0, 0.0], [-0.0, 0.0]])
     with torch.sparse.check_sparse_tensor_invariants(True):
         table.grad = torch.sparse_coo_tensor(torch.tensor([[1, 4]]), values, (6, 2))
@@ -127,9 +156,14 @@ def test_accumulation_mixes_sparse_and_dense():
     torch.testing.assert_close(table.grad, rows_only + 2 * table.detach())
     (loss_of(grid, 0) + table.square().sum()).backward()
     torch.testing.assert_close(table.grad, 2 * (rows_only + 2 * table.detach()))
-    rows, values = touched_rows(table.grad)
-    assert len(rows) == len(table)
-    torch.testing.assert_close(values, table.grad)
+
+
+def test_repeated_rows_of_a_sparse_gradient_are_summed():
+    with torch.sparse.check_sparse_tensor_invariants(True):
+        grad = torch.sparse_coo_tensor(torch.tensor([[3, 1, 3]]), torch.tensor([[1.0, 2], [3, 4], [5, 6]]), (6, 2))
+    rows, values = sparse_rows(grad)
+    assert rows.tolist() == [1, 3]
+    assert values.tolist() == [[3, 4], [6, 8]]
 
 
 @pytest.mark.parametrize("set_to_none", [True, False])
