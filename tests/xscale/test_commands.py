@@ -123,7 +123,19 @@ def test_kill_nine_leaves_a_loadable_run(demo_scene, work):
     ("mode", "arguments"),
     [
         ("interpolate", ["--interpolation-steps", "2", "--rendered-output-names", "rgb", "depth"]),
-        ("interpolate", ["--interpolation-steps", "2", "--rendered-output-names", "rgba", "--output-format", "images"]),
+        (
+            "interpolate",
+            [
+                "--interpolation-steps",
+                "2",
+                "--rendered-output-names",
+                "rgba",
+                "--output-format",
+                "images",
+                "--image-format",
+                "png",
+            ],
+        ),
         ("spiral", ["--seconds", "0.2", "--frame-rate", "10"]),
     ],
 )
@@ -137,7 +149,8 @@ def test_render_trajectories(trained, work, mode, arguments):
         return
     pictures = sorted(out.glob("*.png"))
     assert len(pictures) >= 2
-    assert Image.open(pictures[0]).mode == "RGBA"
+    with Image.open(pictures[0]) as picture:
+        assert picture.mode == "RGBA"
 
 
 def camera_path(trained: Path, camera_type: str, size: tuple[int, int], crop: dict | None = None) -> dict:
