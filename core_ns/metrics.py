@@ -160,10 +160,10 @@ def image_metrics(
     Returns:
         ``psnr``, ``ssim``, ``lpips`` on the full frame. With a mask also ``coverage`` (share of hit pixels);
         ``psnr_masked`` over hit pixels, ``ssim_masked`` and ``lpips_masked`` with the misses replaced by the truth (all
-        three absent when nothing is hit); ``psnr_white`` and ``ssim_white`` with the misses of both images painted
-        white, which is the original's protocol and flatters by 10 log10(1/coverage) dB. A value that cannot be
-        computed (image smaller
-        than the SSIM window, no LPIPS weights) has no key; no value is infinite.
+        three absent when nothing is hit); ``psnr_misses`` over the other pixels (absent when there are none);
+        ``psnr_white`` and ``ssim_white`` with the misses of both images painted white, which is the original's
+        protocol and flatters by 10 log10(1/coverage) dB. A value that cannot be computed (image smaller than the SSIM
+        window, no LPIPS weights) has no key; no value is infinite.
 
     Raises:
         ValueError: the shapes differ or are not images.
@@ -182,6 +182,9 @@ def image_metrics(
     if masked is not None:
         metrics["psnr_masked"] = masked
         metrics |= _similarities(fill_misses(rgb, hit_mask, truth), truth, lpips, "_masked")
+    misses = masked_psnr(rgb, truth, ~hit_mask)
+    if misses is not None:
+        metrics["psnr_misses"] = misses
     white_rgb, white_truth = fill_misses(rgb, hit_mask, 1.0), fill_misses(truth, hit_mask, 1.0)
     metrics["psnr_white"] = psnr(white_rgb, white_truth)
     metrics |= _similarities(white_rgb, white_truth, None, "_white")

@@ -79,11 +79,14 @@ def test_images_below_the_window_have_no_ssim_key(height, width):
 def test_all_keys_follow_their_definitions():
     pred, truth, mask = _images()
     result = image_metrics(pred, truth, mask)
-    assert set(result) == {"psnr", "ssim", "psnr_masked", "ssim_masked", "psnr_white", "ssim_white", "coverage"}
+    assert set(result) == {
+        "psnr", "ssim", "psnr_masked", "ssim_masked", "psnr_misses", "psnr_white", "ssim_white", "coverage"
+    }  # fmt: skip
     assert all(type(value) is float for value in result.values())
     assert result["coverage"] == pytest.approx(mask.numpy().mean())
     assert result["psnr"] == psnr(pred, truth)
     assert result["psnr_masked"] == masked_psnr(pred, truth, mask)
+    assert result["psnr_misses"] == masked_psnr(pred, truth, ~mask)
 
     filled, white_pred, white_truth = pred.clone(), pred.clone(), truth.clone()
     for row, column in np.argwhere(~mask.numpy()):
@@ -101,9 +104,11 @@ def test_no_mask_an_empty_mask_and_a_full_mask():
     pred, truth, mask = _images()
     assert set(image_metrics(pred, truth)) == {"psnr", "ssim"}
     empty = image_metrics(pred, truth, torch.zeros_like(mask))
-    assert set(empty) == {"psnr", "ssim", "psnr_white", "ssim_white", "coverage"}
+    assert set(empty) == {"psnr", "ssim", "psnr_misses", "psnr_white", "ssim_white", "coverage"}
+    assert empty["psnr_misses"] == empty["psnr"]
     assert (empty["coverage"], empty["psnr_white"]) == (0.0, 100.0)
     full = image_metrics(pred, truth, torch.ones_like(mask)[..., None])  # an accumulation-shaped mask is understood
+    assert "psnr_misses" not in full
     assert full["psnr"] == full["psnr_masked"] == full["psnr_white"]
     assert full["ssim"] == full["ssim_masked"]
 
