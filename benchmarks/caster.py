@@ -11,13 +11,12 @@ shared machine, CPU time (all threads together) less so; both are kept, and the 
 Predicted (after probes of the single parts): ours on one thread >= 0.8 of bare in every case, worst on coherent rays at
 0.2 M faces, where tracing is cheapest; about twice that on two free threads; Open3D slower than ours on random rays.
 
-Happened (21 November 2026, two cores under a load average of 4-5 from other work): a first version, which solved again
-on every found face in float64 with torch, reached 0.57-0.78 of bare on one thread and 0.11-0.32 on two, because torch's
-OpenMP threads spin when cores are taken. It was replaced by Embree's own t, u, v, converted in numpy inside the tracing
-threads. In two runs that has 0.88-1.04 of bare on one thread by CPU time (0.78-1.04 by wall time, which scattered by a
-third with the neighbours' jobs) and 0.68-0.95 on two. Robust costs 0-2 %, but for one case at 0.88. Open3D and Embree
-are equal within the scatter: it is the same Embree inside. Two threads brought no wall time on the busy cores; both ran
-or waited for a core 97 % of the time, so cores were short, not the GIL. On idle cores: not measured.
+Happened (21 November 2026, two cores; at first under a load of 4-5 from other work): a first version, which solved
+again on every found face in float64 with torch, reached 0.57-0.78 of bare on one thread and 0.11-0.32 on two, because
+torch's OpenMP threads spin when cores are taken. It was replaced by Embree's own t, u, v, converted in numpy inside the
+tracing threads. On idle cores (the JSON beside this file) that has 0.94-0.98 of bare embreex on one thread and 1.6-1.8
+times bare on two; robust costs 0-2 %. Open3D is 3-8 % ahead on one thread and 1.9-2.5 times bare on two, with its rays
+ready-made: it is the same Embree inside, without our conversion. Under load wall time scattered by a third.
 
 Run from the repository root: ``python -m benchmarks.caster``. Writes ``benchmarks/results/caster.json``.
 """

@@ -93,6 +93,16 @@ def make_caster(
     return _CASTERS[chosen](vertices.detach(), faces.detach(), device)
 
 
+def need_caster(name: CasterName, device: torch.device | str) -> None:
+    """Find out, before anything is loaded or written, whether a backend is there.
+
+    Raises:
+        MissingExtra: it is not; the message says what to install.
+    """
+    if name == "auto":
+        _automatic(torch.device(device).type, False)
+
+
 @functools.cache
 def _automatic(device_type: str, rasterisable: bool) -> str:
     """The backend "auto" stands for; cached, so that the choice is logged once per kind of device."""

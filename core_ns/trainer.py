@@ -23,7 +23,7 @@ from nerfstudio.engine.trainer import Trainer, TrainerConfig
 from nerfstudio.utils import comms
 from nerfstudio.utils.rich_utils import CONSOLE
 
-from core_ns.errors import DataError
+from core_ns.errors import DataError, MissingExtra
 
 
 @dataclass
@@ -36,7 +36,7 @@ class ZooTrainerConfig(TrainerConfig):
         """Check the data, then write ``config.yml``: bad input leaves no run folder behind.
 
         Raises:
-            SystemExit: with the `DataError`'s text, when the data cannot be used.
+            SystemExit: with the `DataError`'s or `MissingExtra`'s text, when the run cannot start.
         """
         self.output_dir = self.output_dir.expanduser().resolve()
         manager: Any = self.pipeline.datamanager
@@ -49,8 +49,8 @@ class ZooTrainerConfig(TrainerConfig):
         try:
             if hasattr(self.pipeline, "check_data"):
                 self.pipeline.check_data()  # type: ignore[attr-defined]
-        except DataError as error:
-            raise SystemExit(f"DataError: {error}") from error
+        except (DataError, MissingExtra) as error:
+            raise SystemExit(f"{type(error).__name__}: {error}") from error
         super().save_config()
 
 

@@ -6,7 +6,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, Type
 
+import torch
+
 from core_ns.pipeline import ZooPipeline, ZooPipelineConfig
+from core_ns.raycast import need_caster
 from dataparsers.mesh import load_mesh
 from xscale_ns.datamanager import XScaleDataManagerConfig
 from xscale_ns.model import XScaleModelConfig
@@ -37,7 +40,9 @@ class XScalePipelineConfig(ZooPipelineConfig):
 
         Raises:
             DataError: naming what is wrong with either.
+            MissingExtra: nothing is installed that casts rays.
         """
+        need_caster(self.model.caster, "cuda" if torch.cuda.is_available() else "cpu")
         self.link_mesh()
         manager = self.datamanager
         if manager.data is not None:
