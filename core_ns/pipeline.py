@@ -30,7 +30,10 @@ class ZooPipelineConfig(VanillaPipelineConfig):
         Raises:
             DataError: naming what is wrong with it.
         """
-        self.datamanager.dataparser.setup().get_dataparser_outputs(split="train")  # type: ignore[attr-defined]
+        manager: Any = self.datamanager
+        if manager.data is not None:
+            manager.dataparser.data = Path(manager.data)
+        manager.dataparser.setup().get_dataparser_outputs(split="train")
 
 
 class ZooPipeline(VanillaPipeline):

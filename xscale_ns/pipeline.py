@@ -44,12 +44,9 @@ class XScalePipelineConfig(ZooPipelineConfig):
         """
         need_caster(self.model.caster, "cuda" if torch.cuda.is_available() else "cpu")
         self.link_mesh()
-        manager = self.datamanager
-        if manager.data is not None:
-            manager.dataparser.data = Path(manager.data)
         super().check_data()
-        if manager.mesh_path is not None:
-            load_mesh(manager.mesh_path)
+        if self.datamanager.mesh_path is not None:
+            load_mesh(self.datamanager.mesh_path)
 
 
 class XScalePipeline(ZooPipeline):
