@@ -4,6 +4,9 @@ VENV := .venv
 BIN := $(VENV)/bin
 DEMO := demo
 SHELL := /bin/bash
+# torch's OpenMP threads otherwise spin while they wait: on cores that others use too, steps take ten times as long.
+OMP_WAIT_POLICY ?= passive
+export OMP_WAIT_POLICY
 .SHELLFLAGS := -eu -o pipefail -c
 .PHONY: install install-test demo test check bench clean
 
