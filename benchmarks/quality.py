@@ -67,80 +67,33 @@ PSNR on the monument, or has a higher LPIPS where that is known.
 from __future__ import annotations
 
 import argparse
-import copy
 import json
-import math
 import os
 import platform
-import random
 import sys
 import tempfile
 import time
 import warnings
 from pathlib import Path
 from typing import Any
-from unittest import mock
 
-import numpy as np
 import torch
 from nerfstudio.configs.method_configs import method_configs
-from nerfstudio.engine.callbacks import TrainingCallback, TrainingCallbackLocation
 from nerfstudio.engine.trainer import Trainer
 from parts.quality_scene import FLOOR, Render, Scene, load_scene, score, vertex_colours, write_transforms
+from parts.timed_training import common_options, train
 from torch import Tensor
 
 from core_ns.demo_scenes import make_demo_scene
-from core_ns.schedules import cosine_factor
 from xscale_ns.config import xscale_nvs_tiny
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "benchmarks" / "results" / "quality.json"
-SHARES = (0.1, 0.2, 0.4, 1.0)
 NEEDED_LEAD_DB = 2.0
 OURS, THEIRS = "xscale-nvs-tiny", "nerfacto"
 
 
 # ---------------------------------------------------------------------- the two trained methods
-
-
-class Clock:
-    """Stops the training time during evaluations, and the training at the end of the budget."""
-
-    def __init__(self, trainer: Trainer, scene: Scene, seconds: float) -> None:
-        self.trainer, self.scene, self.seconds = trainer, scene, seconds
-        self.waiting = [share * seconds for share in SHARES]
-        self.marks: list[dict[str, Any]] = []
-        self.start, self.paused = math.nan, 0.0
-
-    def trained(self) -> float:
-        """Seconds of training so far."""
-        return time.perf_counter() - self.start - self.paused
-
-    def after_step(self, step: int) -> None:
-        """Training callback: score if the step ended beyond a mark."""
-        trained, begin = self.trained(), time.perf_counter()
-        mark = None
-        while self.waiting and trained >= self.waiting[0]:
-            mark = self.waiting.pop(0)
-        if mark is None:
-            return
-        self.trainer.pipeline.eval()
-        scores = score(self.scene, model_renderer(self.trainer), last=not self.waiting)
-        self.trainer.pipeline.train()
-        self.marks.append({"mark": mark, "seconds": trained, "steps": step + 1, **scores})
-        print(f"  {trained:6.1f} s  {step + 1:6d} steps  {scores['psnr_masked']:.2f} dB masked", flush=True)
-        self.paused += time.perf_counter() - begin
-        self.trainer.stop_training = not self.waiting
-
-    def anneal(self) -> None:
-        """Let our cosine schedules run over the time budget: how many steps that is, is not known beforehand."""
-
-        def factor(step: int) -> float:
-            milliseconds = 0 if math.isnan(self.start) else int(1000 * self.trained())
-            return cosine_factor(milliseconds, max_steps=int(1000 * self.seconds))
-
-        for schedule in self.trainer.optimizers.schedulers.values():
-            schedule.lr_lambdas = [factor for _ in schedule.lr_lambdas]  # type: ignore[attr-defined]
 
 
 def model_renderer(trainer: Trainer) -> Render:
@@ -153,20 +106,6 @@ def model_renderer(trainer: Trainer) -> Render:
         return model.get_outputs_for_camera_ray_bundle(rays)["rgb"]
 
     return render
-
-
-def common_options(config: Any, data: Path, work: Path) -> Any:
-    """What both trainers get: data, CPU, no viewer, no logs, no evaluation of their own."""
-    config = copy.deepcopy(config)
-    config.pipeline.datamanager.data = data
-    config.output_dir, config.timestamp = work / "runs", "run"
-    config.machine.device_type = "cpu"
-    config.vis = "none"  # any word nerfstudio does not know switches viewer, writers and evaluation off
-    config.viewer.quit_on_train_completion = True
-    config.logging.local_writer.enable = False
-    config.logging.profiler = "none"
-    config.max_num_iterations, config.steps_per_save = 10**9, 10**9
-    return config
 
 
 def our_config(scene: Scene, work: Path) -> Any:
@@ -187,39 +126,13 @@ def nerfacto_config(scene: Scene, work: Path, rays: int, frame: str) -> Any:
     return config
 
 
-class NoLpips(torch.nn.Identity):
-    """Stands in for the LPIPS network that nerfacto's model builds for evaluations of its own."""
+def train_on(scene: Scene, config: Any, seconds: float, anneal: bool) -> dict[str, Any]:
+    """Train on a scene, scoring its held-out views at the marks."""
 
+    def at_mark(trainer: Trainer, last: bool) -> dict[str, Any]:
+        return score(scene, model_renderer(trainer), last=last)
 
-def train(scene: Scene, config: Any, seconds: float, anneal: bool) -> dict[str, Any]:
-    """Train until the budget is spent, scoring at the marks."""
-    print(f"{scene.name}: {config.method_name}, {seconds:g} s", flush=True)
-    begin = time.perf_counter()
-    random.seed(config.machine.seed)
-    np.random.seed(config.machine.seed)  # noqa: NPY002  # as ns-train does
-    torch.manual_seed(config.machine.seed)
-    trainer = config.setup(local_rank=0, world_size=1)
-    Path(trainer.base_dir).mkdir(parents=True, exist_ok=True)
-    with mock.patch("torchmetrics.image.lpip.LearnedPerceptualImagePatchSimilarity", NoLpips):
-        trainer.setup()
-    manager = trainer.pipeline.datamanager
-    seen = [path.stem for path in manager.eval_dataset.image_filenames]
-    assert seen == scene.test.metadata["split_names"], f"held-out views differ: {seen}"
-    assert len(manager.train_dataset) == len(scene.train.image_filenames)
-    clock = Clock(trainer, scene, seconds)
-    after = [TrainingCallbackLocation.AFTER_TRAIN_ITERATION]
-    trainer.callbacks.append(TrainingCallback(where_to_run=after, update_every_num_iters=1, func=clock.after_step))
-    if anneal:
-        clock.anneal()
-    manager.next_train(0)  # nerfacto's worker process starts and reads the photos before its first batch
-    setup_seconds = time.perf_counter() - begin
-    clock.start = time.perf_counter()
-    trainer.train()
-    for process in getattr(manager, "data_procs", []):
-        process.terminate()
-        process.join()
-    rays = manager.get_train_rays_per_batch()
-    return {"setup_seconds": setup_seconds, "rays_per_batch": rays, "marks": clock.marks}
+    return train(scene.name, config, seconds, at_mark, scene.test.metadata["split_names"], anneal)
 
 
 # ---------------------------------------------------------------------- running and reporting
@@ -242,8 +155,8 @@ def run_scene(name: str, folder: Path, arguments: argparse.Namespace, work: Path
     theirs = nerfacto_config(scene, work, arguments.nerfacto_rays, arguments.nerfacto_frame)
     methods = {
         FLOOR: vertex_colours(scene),
-        OURS: train(scene, our_config(scene, work), arguments.seconds, anneal=True),
-        THEIRS: train(scene, theirs, arguments.seconds, anneal=False),
+        OURS: train_on(scene, our_config(scene, work), arguments.seconds, anneal=True),
+        THEIRS: train_on(scene, theirs, arguments.seconds, anneal=False),
     }
     views = [len(scene.train.image_filenames), len(scene.truths)]
     size = [scene.truths[0].shape[1], scene.truths[0].shape[0]]

@@ -149,13 +149,19 @@ class ZooTrainer(Trainer):
     # ------------------------------------------------------------------ training
 
     def train(self) -> None:
-        """Train until done or told to stop (SIGTERM, Ctrl-C)."""
+        """Train until done or told to stop (SIGTERM, Ctrl-C).
+
+        Raises:
+            SystemExit: with the text of a `DataError` that a step or a change of stage met.
+        """
         previous: dict[int, Any] = {}
         if threading.current_thread() is threading.main_thread():
             for number in (signal.SIGTERM, signal.SIGINT):
                 previous[number] = signal.signal(number, self._on_signal)
         try:
             super().train()
+        except DataError as error:
+            raise SystemExit(f"DataError: {error}") from error
         finally:
             for number, handler in previous.items():
                 signal.signal(number, handler)

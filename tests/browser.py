@@ -10,6 +10,7 @@ import contextlib
 import io
 import json
 import shutil
+import signal
 import socket
 import subprocess
 import time
@@ -19,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from commands import start
 from PIL import Image
 
 BINARY = next(
@@ -141,3 +143,69 @@ class Chromium:
             share = min(max(step, 0), steps) / steps
             x, y = start[0] + by[0] * share, start[1] + by[1] * share
             self.call("Input.dispatchMouseEvent", type=kind, x=x, y=y, button="left", buttons=1, clickCount=1)
+
+
+def pictures_sent(frames: list[tuple[str, bytes]]) -> list[np.ndarray]:
+    """The renderings among the messages a browser received, oldest first."""
+    payloads = (payload for direction, payload in frames if direction == "received")
+    starts = ((payload, payload.find(b"\xff\xd8\xff")) for payload in payloads)
+    return [np.asarray(Image.open(io.BytesIO(payload[start:]))) for payload, start in starts if start >= 0]
+
+
+def answers(port: int) -> bool:
+    """Whether somebody listens on a local port."""
+    with socket.socket() as probe:
+        return probe.connect_ex(("127.0.0.1", port)) == 0
+
+
+def drag_turns_the_page(config: Path, cwd: Path, profile: Path) -> np.ndarray:
+    """A run in ``ns-viewer`` and its page in Chromium: assert that the rendering fills it and that a drag turns it.
+
+    Args:
+        config: ``config.yml`` of the run.
+        cwd: where ns-viewer runs.
+        profile: folder for the browser.
+
+    Returns:
+        What the page showed first, uint8 [H, W, 3].
+    """
+    port = free_port()
+    server = start("ns-viewer", "--load-config", config, "--viewer.websocket-port", str(port), cwd=cwd)
+    try:
+        wait_until("ns-viewer's port", lambda: answers(port) or server.poll() is not None)
+        assert server.poll() is None, server.communicate()[0]
+        with Chromium(profile) as page:
+            page.call("Page.navigate", url=f"http://127.0.0.1:{port}")
+
+            def settled() -> np.ndarray | None:
+                """The page's picture once the fine rendering, not a coarse one on the way to it, is what it shows."""
+                page.evaluate("1")  # takes in what has arrived
+                sent = pictures_sent(page.frames)
+                if not sent or max(sent[-1].shape) < 512 or page.evaluate("!document.querySelector('canvas')"):
+                    return None
+                seen = page.screenshot("canvas")  # reaches under the control panel on the right; the rendering does not
+                seen = seen[:, : round(seen.shape[0] * sent[-1].shape[1] / sent[-1].shape[0])]
+                size = (seen.shape[1], seen.shape[0])
+                expected = np.asarray(Image.fromarray(sent[-1]).resize(size, Image.Resampling.BILINEAR)).astype(int)
+                # Where something is to be seen, and the median: training cameras and axes are drawn over the rendering.
+                subject = (np.abs(expected - expected[0, 0]) > 20).any(axis=-1)
+                return seen if subject.any() and np.median(np.abs(expected - seen)[subject]) <= 3 else None
+
+            first = wait_until("the rendering in the page", settled)
+            assert first.std() > 20, "a blank page"
+            count = len(pictures_sent(page.frames))
+            page.drag((300, 250), (120, -30))
+            wait_until(
+                "renderings of the dragged view", lambda: page.evaluate("1") and len(pictures_sent(page.frames)) > count
+            )
+            time.sleep(1)  # the camera glides on after the button is up
+            second = wait_until("the dragged view in the page", settled)
+            assert np.abs(first.astype(int) - second).mean() > 5, "the picture did not follow the mouse"
+            return first
+    finally:
+        server.send_signal(signal.SIGINT)
+        try:
+            server.communicate(timeout=30)
+        except Exception:
+            server.kill()
+            server.communicate()

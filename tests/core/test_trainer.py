@@ -277,3 +277,17 @@ def test_bad_data_leaves_no_run_folder(scene: Path, tmp_path: Path) -> None:
     with pytest.raises(SystemExit, match="DataError"):
         config.save_config()
     assert not (tmp_path / "outputs").exists()
+
+
+# ---------------------------------------------------------------------------------------------------------- stopping
+
+
+def test_a_data_error_in_a_step_ends_the_run_with_its_sentence(scene: Path, tmp_path: Path, monkeypatch) -> None:
+    trainer = open_trainer(prepared(scene, tmp_path))
+
+    def broken(step: int) -> Any:
+        raise DataError("photo.png", "row 3", "cannot be read.", "Restore it.")
+
+    monkeypatch.setattr(trainer.pipeline.datamanager, "next_train", broken)
+    with pytest.raises(SystemExit, match=r"DataError: .*photo.png.*Restore it"):
+        trainer.train()

@@ -10,6 +10,7 @@ import math
 import pytest
 import torch
 from nerfstudio.engine.optimizers import Optimizers
+from row_adam_rank import grid_of, train_rank
 
 from xscale_ns.hash_grid import HashGrid
 from xscale_ns.row_adam import RowAdam, RowAdamOptimizerConfig, sparse_rows
@@ -18,10 +19,6 @@ from xscale_ns.row_adam import RowAdam, RowAdamOptimizerConfig, sparse_rows
 @pytest.fixture(autouse=True)
 def _seed():
     torch.manual_seed(0)
-
-
-def grid_of(features: int = 2) -> HashGrid:
-    return HashGrid(3, features, 12, 4, 64, init_scale=0.1)
 
 
 def loss_of(grid: HashGrid, seed: int, n: int = 20) -> torch.Tensor:
@@ -267,25 +264,9 @@ def test_distributed_data_parallel_gets_dense_gradients(monkeypatch):
     assert not any(table.grad.is_sparse for table in grid.tables)
 
 
-def _ddp_worker(rank: int, store: str, out: str) -> None:
-    torch.set_num_threads(1)
-    torch.distributed.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=2)
-    torch.manual_seed(0)
-    grid = grid_of()
-    wrapped = torch.nn.parallel.DistributedDataParallel(grid)
-    optimizer = RowAdam(wrapped.parameters(), eps=1e-6)
-    for step in range(3):
-        optimizer.zero_grad()
-        q = torch.rand(20, 3, generator=torch.Generator().manual_seed(2 * step + rank))
-        (wrapped(q) - q.sum(1, keepdim=True)).square().mean().backward()
-        optimizer.step()
-    torch.save(grid.state_dict(), f"{out}.{rank}")
-    torch.distributed.destroy_process_group()
-
-
 @pytest.mark.slow
 def test_two_processes_equal_one_with_both_batches(tmp_path):
-    torch.multiprocessing.spawn(_ddp_worker, (str(tmp_path / "store"), str(tmp_path / "out")), nprocs=2)
+    torch.multiprocessing.spawn(train_rank, (str(tmp_path / "store"), str(tmp_path / "out")), nprocs=2)
     states = [torch.load(tmp_path / f"out.{rank}", weights_only=True) for rank in range(2)]
     torch.manual_seed(0)
     grid = grid_of()

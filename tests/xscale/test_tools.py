@@ -102,11 +102,21 @@ OPTIONAL = ("tinycudann", "nvdiffrast", "nvdiffrast.torch", "pycolmap", "xatlas"
 """Never needed to train and render; most are absent on a CPU machine anyway."""
 
 
+@pytest.fixture(scope="module")
+def coarse_scene(tmp_path_factory) -> Path:
+    """Few triangles: the torch caster tries them all for every ray."""
+    from core_ns.demo_scenes import make_demo_scene
+
+    folder = tmp_path_factory.mktemp("coarse") / "monument"
+    make_demo_scene(folder, views=4, test_views=1, width=60, height=45, supersample=1, mesh_faces=500)
+    return folder
+
+
 @pytest.mark.parametrize(
     ("absent", "caster"),
     [(("embreex",), "open3d"), (("embreex", "open3d"), "warp"), (("embreex", "open3d", "warp"), "torch")],
 )
-def test_training_and_rendering_without_each_package(demo_scene, work, absent, caster):
+def test_training_and_rendering_without_each_package(coarse_scene, work, absent, caster):
     block = f"import sys\nfor name in {OPTIONAL + absent!r}: sys.modules[name] = None\n"
     options = ["--pipeline.model.caster", "torch"] if caster == "torch" else []
     out = work / f"without-{len(absent)}"
@@ -115,7 +125,7 @@ def test_training_and_rendering_without_each_package(demo_scene, work, absent, c
         code = f"{block}from nerfstudio.scripts.{script} import entrypoint\nentrypoint()"
         return run("python", "-c", code, *arguments, cwd=work)
 
-    blocked("train", "xscale-nvs-tiny", "--data", demo_scene, "--output-dir", out, "--timestamp", "r",
+    blocked("train", "xscale-nvs-tiny", "--data", coarse_scene, "--output-dir", out, "--timestamp", "r",
             "--max-num-iterations", "10", "--vis", "tensorboard", "--pipeline.model.levels", "4",
             "--pipeline.datamanager.train-num-rays-per-batch", "256", *options)  # fmt: skip
     config = out / "monument" / "xscale-nvs-tiny" / "r" / "config.yml"

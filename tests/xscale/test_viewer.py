@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-import io
 import math
-import signal
-import socket
 import threading
 import time
 import warnings
@@ -17,9 +14,8 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from browser import BINARY, Chromium, free_port, wait_until
-from commands import run, start
-from PIL import Image
+from browser import BINARY, drag_turns_the_page, free_port, wait_until
+from commands import run
 
 pytestmark = [
     pytest.mark.slow,
@@ -383,57 +379,7 @@ def test_the_render_thread_survives_a_moving_camera(viewer, client, monkeypatch)
     assert not machine.is_alive()
 
 
-def pictures_sent(frames: list[tuple[str, bytes]]) -> list[np.ndarray]:
-    """The renderings among the messages a browser received, oldest first."""
-    payloads = (payload for direction, payload in frames if direction == "received")
-    starts = ((payload, payload.find(b"\xff\xd8\xff")) for payload in payloads)
-    return [np.asarray(Image.open(io.BytesIO(payload[start:]))) for payload, start in starts if start >= 0]
-
-
-def answers(port: int) -> bool:
-    """Whether somebody listens on a local port."""
-    with socket.socket() as probe:
-        return probe.connect_ex(("127.0.0.1", port)) == 0
-
-
 @pytest.mark.skipif(BINARY is None, reason="no Chromium on this machine")
 def test_the_page_shows_the_scene_and_follows_the_mouse(watched, work, tmp_path):
     """``ns-viewer`` and a browser, each a process: the rendering fills the page, and a drag turns it."""
-    port = free_port()
-    server = start("ns-viewer", "--load-config", watched, "--viewer.websocket-port", str(port), cwd=work)
-    try:
-        wait_until("ns-viewer's port", lambda: answers(port) or server.poll() is not None)
-        assert server.poll() is None, server.communicate()[0]
-        with Chromium(tmp_path / "profile") as page:
-            page.call("Page.navigate", url=f"http://127.0.0.1:{port}")
-
-            def settled() -> np.ndarray | None:
-                """The page's picture once the fine rendering, not a coarse one on the way to it, is what it shows."""
-                page.evaluate("1")  # takes in what has arrived
-                sent = pictures_sent(page.frames)
-                if not sent or max(sent[-1].shape) < 512 or page.evaluate("!document.querySelector('canvas')"):
-                    return None
-                seen = page.screenshot("canvas")  # reaches under the control panel on the right; the rendering does not
-                seen = seen[:, : round(seen.shape[0] * sent[-1].shape[1] / sent[-1].shape[0])]
-                size = (seen.shape[1], seen.shape[0])
-                expected = np.asarray(Image.fromarray(sent[-1]).resize(size, Image.Resampling.BILINEAR)).astype(int)
-                # The median: training cameras and axes are drawn over the rendering.
-                return seen if np.median(np.abs(expected - seen)) <= 3 else None
-
-            first = wait_until("the rendering in the page", settled)
-            assert first.std() > 20, "a blank page"
-            count = len(pictures_sent(page.frames))
-            page.drag((300, 250), (120, -30))
-            wait_until(
-                "renderings of the dragged view", lambda: page.evaluate("1") and len(pictures_sent(page.frames)) > count
-            )
-            time.sleep(1)  # the camera glides on after the button is up
-            second = wait_until("the dragged view in the page", settled)
-            assert np.abs(first.astype(int) - second).mean() > 5, "the picture did not follow the mouse"
-    finally:
-        server.send_signal(signal.SIGINT)
-        try:
-            server.communicate(timeout=30)
-        except Exception:
-            server.kill()
-            server.communicate()
+    drag_turns_the_page(watched, work, tmp_path / "profile")
