@@ -27,25 +27,39 @@ def load_run(config_file: Path) -> tuple[Any, Any]:
     Raises:
         DataError: no such run, another method's, or one without a whole checkpoint.
     """
-    import yaml
     from nerfstudio.utils.eval_utils import eval_setup
 
-    from core_ns.trainer import ZooTrainerConfig, valid_checkpoint
-    from diver_ns.pipeline import DiverPipelineConfig
+    from core_ns.trainer import valid_checkpoint
 
     if not config_file.is_file():
         raise DataError(config_file, "", "is not a file.", "Name the config.yml of a run.")
-    try:
-        # nerfstudio's own format names classes; eval_setup reads it in the same way.
-        config = yaml.load(config_file.read_text(), Loader=yaml.Loader)
-    except (yaml.YAMLError, ImportError, AttributeError, ValueError) as error:
-        first = (str(error).splitlines() or [""])[0]
-        raise DataError(config_file, "", f"is no run's config.yml ({first}).", "Name the one of a run.") from error
-    if not isinstance(config, ZooTrainerConfig) or not isinstance(config.pipeline, DiverPipelineConfig):
-        raise DataError(config_file, "method", "is not a diver run.", "Name another run.")
-    valid_checkpoint(config.get_checkpoint_dir())
+    valid_checkpoint(checkpoint_folder(config_file))
     _, pipeline, _, _ = eval_setup(config_file, test_mode="test")
     return pipeline, pipeline.model
+
+
+def checkpoint_folder(config_file: Path) -> Path:
+    """Where the checkpoints of a run of this package lie, from its ``config.yml``; no object in the file is made.
+
+    Raises:
+        DataError: it is no such file.
+    """
+    import yaml
+
+    try:
+        root = yaml.compose(config_file.read_text(encoding="utf-8"), Loader=yaml.SafeLoader)
+        nodes = {key.value: node for key, node in root.value}
+        foreign = not nodes["pipeline"].tag.endswith(":diver_ns.pipeline.DiverPipelineConfig")
+        names = ("output_dir", "experiment_name", "method_name", "timestamp", "relative_model_dir")
+        # A path is written as the list of its parts.
+        parts = [nodes[name].value for name in names]
+        folder = Path(*(Path(*(node.value for node in part)) if isinstance(part, list) else part for part in parts))
+    except (yaml.YAMLError, AttributeError, KeyError, TypeError, ValueError) as error:
+        first = (str(error).splitlines() or [""])[0]
+        raise DataError(config_file, "", f"is no run's config.yml ({first}).", "Name the one of a run.") from error
+    if foreign:
+        raise DataError(config_file, "method", "is not a diver run.", "Name another run.")
+    return folder
 
 
 @torch.no_grad()
