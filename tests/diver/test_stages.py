@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import shutil
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -445,4 +444,3 @@ def test_a_black_background_reaches_the_model(scene, tmp_path):
     assert trainer.pipeline.datamanager.train_dataset.get_data(0)["image"][0, 0].tolist() == [0.0, 0.0, 0.0]
     up = model.get_outputs(bundle(torch.tensor([[0.0, 0.0, 4.0]]), torch.tensor([[0.0, 0.0, 1.0]])))
     assert up["rgb"].tolist() == [[0.0, 0.0, 0.0]]
-    shutil.rmtree(trainer.base_dir)
