@@ -101,6 +101,8 @@ def need_caster(name: CasterName, device: torch.device | str) -> None:
     """
     if name == "auto":
         _automatic(torch.device(device).type, False)
+    else:
+        make_caster(torch.eye(3), torch.tensor([[0, 1, 2]]), device, name)
 
 
 @functools.cache

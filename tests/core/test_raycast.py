@@ -31,7 +31,7 @@ from torch import Tensor
 
 from core_ns import raycast
 from core_ns.errors import MissingExtra, is_importable
-from core_ns.raycast import Hits, face_normals, interpolate, make_caster, vertex_normals
+from core_ns.raycast import Hits, face_normals, interpolate, make_caster, need_caster, vertex_normals
 
 # ---------------------------------------------------------------- every backend against brute force
 
@@ -323,3 +323,11 @@ def test_interpolate_is_linear_and_differentiable() -> None:
     torch.testing.assert_close(interpolate(hits, faces, vertices @ linear + 7.0), expected, atol=1e-5, rtol=1e-5)
     values = (vertices @ linear).double().requires_grad_()
     assert torch.autograd.gradcheck(lambda x: interpolate(hits, faces, x), (values,), fast_mode=True)
+
+
+@pytest.mark.parametrize(("name", "module"), [("embree", "embreex.rtcore_scene"), ("open3d", "open3d")])
+def test_a_named_backend_that_is_absent_is_noticed_before_there_is_a_mesh(monkeypatch, name, module) -> None:
+    need_caster(name, "cpu")
+    monkeypatch.setitem(sys.modules, module, None)
+    with pytest.raises(MissingExtra, match="Install"):
+        need_caster(name, "cpu")
