@@ -20,7 +20,7 @@ from torch.nn import Parameter
 from core_ns.errors import DataError
 from core_ns.metrics import LpipsOrNothing, image_metrics
 from diver_ns import stages
-from diver_ns.compositing import composite, sparsity
+from diver_ns.compositing import composite, mean_distance, sparsity
 from diver_ns.deploy_model import DeployModel, make_deploy
 from diver_ns.field import CHANNELS, Decoder, VertexIndex, VertexNetwork, compact
 from diver_ns.grid import Grid
@@ -282,8 +282,8 @@ class DiverModel(Model):
         """The exact path: every occupied voxel of every ray.
 
         Returns:
-            ``rgb`` [N, 3], ``accumulation`` [N, 1], ``depth`` [N, 1] (sum of weight times distance), ``hits`` [N, 1]
-            (voxels evaluated); in training also ``sparsity``.
+            ``rgb`` [N, 3], ``accumulation`` [N, 1], ``depth`` [N, 1] (mean distance along the ray under the blending
+            weights, 0 where nothing is met), ``hits`` [N, 1] (voxels evaluated); in training also ``sparsity``.
         """
         origins, directions = ray_bundle.origins, ray_bundle.directions
         count = len(origins)
@@ -297,7 +297,7 @@ class DiverModel(Model):
         outputs = {
             "rgb": out.rgb,
             "accumulation": out.accumulation[:, None],
-            "depth": out.depth[:, None],
+            "depth": mean_distance(out.depth, out.accumulation)[:, None],
             "hits": hits[:, None].float(),
         }
         if self.training:
@@ -345,7 +345,8 @@ class DiverModel(Model):
         near = rays.nears[:, 0] if rays.nears is not None else 0.0
         far = rays.fars[:, 0] if rays.fars is not None else float("inf")
         stop = self.config.stop
-        return render_rays(self.deploy(), rays.origins, rays.directions, t_near=near, t_far=far, stop=stop, skip=stop)
+        out = render_rays(self.deploy(), rays.origins, rays.directions, t_near=near, t_far=far, stop=stop, skip=stop)
+        return out | {"depth": mean_distance(out["depth"], out["accumulation"])}
 
     def get_rgba_image(self, outputs: Dict[str, Tensor], output_name: str = "rgb") -> Tensor:
         """RGBA [H, W, 4], straight alpha: the background is taken out of the colour."""

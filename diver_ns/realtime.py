@@ -30,7 +30,7 @@ Backend = Literal["auto", "torch", "triton"]
 
 PARALLEL = 1e-12
 """A direction component this much smaller than the largest one counts as zero."""
-CHUNK = {"cpu": 1 << 15, "cuda": 1 << 20}
+CHUNK = {"cpu": 1 << 16, "cuda": 1 << 20}
 """Rays at once. On a CPU the state of all rays should stay in the cache."""
 ENOUGH = 1 << 13
 """On a CPU a wave ends early with this many hits: they decode efficiently, and few of them lie behind opaque ones."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from typing import Any
 
 import pytest
@@ -210,6 +211,24 @@ def test_both_renderers_see_a_brick_where_it_is(brick, kind, crop, exact):
     first = (depth - enter.float())[surely]
     assert (first > -1e-3).all()
     assert (first < 0.35 / 4 * 3**0.5 / 2 + 1e-2).all(), "the middle of the first voxel's piece"
+
+
+@pytest.mark.parametrize("exact", [True, False], ids=["exact", "realtime"])
+def test_depth_is_a_distance_also_where_the_object_is_translucent(brick, exact):
+    """A thin brick's mean distance lies inside it, whatever its opacity; the sum of weight and distance does not."""
+    thin = copy.deepcopy(brick)
+    with torch.no_grad():
+        thin.decoder.point[-1].bias[0] = 0.1
+    thin.exact = exact
+    camera = orbit_camera(24)
+    outputs = thin.get_outputs_for_camera(camera)
+    rays = camera.generate_rays(camera_indices=0, keep_shape=True)
+    enter, leave = interval(rays.origins, rays.directions, LOW, HIGH)
+    seen = leave - enter > 1e-3
+    opacity, depth = outputs["accumulation"][..., 0][seen], outputs["depth"][..., 0][seen]
+    assert opacity.max() < 0.5
+    assert (depth > enter[seen] - 1e-3).all()
+    assert (depth < leave[seen] + 1e-3).all()
 
 
 def test_a_crop_box_shows_the_colour_the_tools_put_behind_it(brick):
