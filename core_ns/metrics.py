@@ -10,6 +10,7 @@ import hashlib
 import logging
 import math
 from pathlib import Path
+from typing import Literal
 from urllib.parse import urlparse
 
 import torch
@@ -113,19 +114,22 @@ class LpipsOrNothing:
         return None
 
 
-def backbone_problem() -> str | None:
-    """Why the AlexNet backbone cannot be used from torch.hub's cache; None when it can. Touches no network.
+def backbone_problem(network: Literal["alexnet", "vgg16"] = "alexnet") -> str | None:
+    """Why an LPIPS backbone cannot be used from torch.hub's cache; None when it can. Touches no network.
+
+    Args:
+        network: torchvision's name; AlexNet is the metric's, VGG16 the one usual in losses.
 
     The file is the one torchvision would load. Its name ends in the first digits of its SHA-256; a file with another
     hash is not the published backbone and would give wrong numbers. It must also open without unpickling objects,
     because torch.hub itself loads with ``weights_only=False``.
     """
-    from torchvision.models import AlexNet_Weights
+    from torchvision.models import get_model_weights
 
-    url = AlexNet_Weights.DEFAULT.value.url
+    url = get_model_weights(network)["DEFAULT"].url
     path = Path(torch.hub.get_dir()) / "checkpoints" / Path(urlparse(url).path).name
     if not path.is_file():
-        return f"the AlexNet weights are not in {path.parent} (put {url} there to have it)"
+        return f"the {network} weights are not in {path.parent} (put {url} there to have it)"
     expected = path.stem.rpartition("-")[2]
     with path.open("rb") as file:
         digest = hashlib.file_digest(file, "sha256").hexdigest()

@@ -94,6 +94,10 @@ class ZooPipeline(VanillaPipeline):
         state = super().state_dict(*args, **kwargs)
         return {re.sub(r"^_model\.module\.", "_model.", key): value for key, value in state.items()}
 
+    def image_name(self, index: int) -> str:
+        """Name of an evaluation photo in the results; unique where file names are."""
+        return self.datamanager.eval_dataset.image_filenames[index].name  # type: ignore[union-attr]
+
     def get_average_image_metrics(
         self,
         data_loader: Any,
@@ -104,13 +108,12 @@ class ZooPipeline(VanillaPipeline):
     ) -> dict[str, Any]:
         """Mean metrics over a loader's images.
 
-        Called by ``ns-eval`` (no step) the result also holds ``per_image``: one dict of metrics per file name; pictures
+        Called by ``ns-eval`` (no step) the result also holds ``per_image``: one dict of metrics per photo; pictures
         are saved under the photo's own name. A metric that an image does not define (a view without hits has no masked
         PSNR) is averaged over those that do.
         """
         self.eval()
         rows: list[dict[str, Any]] = []
-        names = [path.name for path in self.datamanager.eval_dataset.image_filenames]  # type: ignore[union-attr]
         for camera, batch in data_loader:
             start = perf_counter()
             outputs = self.model.get_outputs_for_camera(camera=camera)
@@ -118,7 +121,7 @@ class ZooPipeline(VanillaPipeline):
                 torch.cuda.synchronize()
             seconds = perf_counter() - start
             metrics, images = self.model.get_image_metrics_and_images(outputs, batch)
-            name = names[int(batch["image_idx"])]
+            name = self.image_name(int(batch["image_idx"]))
             if output_path is not None:
                 for key, image in images.items():
                     array = (image.clamp(0, 1) * 255 + 0.5).to(torch.uint8).cpu().numpy()

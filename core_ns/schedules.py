@@ -109,6 +109,38 @@ class CosineScheduler(Scheduler):
         return LambdaLR(optimizer, lr_lambda=factor)
 
 
+@dataclass
+class ExponentialSchedulerConfig(SchedulerConfig):
+    """Exponential decay from the initial rate to a share of it; its state holds plain Python numbers only."""
+
+    _target: Type = field(default_factory=lambda: ExponentialScheduler)
+    """target class to instantiate"""
+    final_ratio: float = 0.1
+    """Learning rate at max_steps, as a share of the initial one."""
+    max_steps: Optional[int] = None
+    """Step at which the final learning rate is reached; constant from there on. None: the run's last step (filled in by
+    `core_ns.trainer.ZooTrainer`)."""
+
+
+class ExponentialScheduler(Scheduler):
+    """Builds the LambdaLR of an `ExponentialSchedulerConfig`."""
+
+    config: ExponentialSchedulerConfig  # pyright: ignore[reportIncompatibleVariableOverride]
+
+    def get_scheduler(self, optimizer: Optimizer, lr_init: float) -> LRScheduler:
+        """The torch scheduler: the initial rate times ``final_ratio ** (step / max_steps)``.
+
+        Raises:
+            ValueError: ``max_steps`` is missing or not positive, or the ratio is outside (0, 1].
+        """
+        steps, ratio = self.config.max_steps, self.config.final_ratio
+        if steps is None or steps < 1:
+            raise ValueError(f"max_steps must be positive, got {steps}; only ZooTrainer fills it in")
+        if not 0.0 < ratio <= 1.0:
+            raise ValueError(f"final_ratio must lie in (0, 1], got {ratio}")
+        return LambdaLR(optimizer, lr_lambda=lambda step: ratio ** min(1.0, step / steps))
+
+
 def _numpy_scalar_globals() -> list[object]:
     """What a pickled numpy scalar refers to: the rebuilding function, the dtype base, and one class per plain dtype.
 

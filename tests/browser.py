@@ -15,7 +15,7 @@ import socket
 import subprocess
 import time
 import urllib.request
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -158,16 +158,17 @@ def answers(port: int) -> bool:
         return probe.connect_ex(("127.0.0.1", port)) == 0
 
 
-def drag_turns_the_page(config: Path, cwd: Path, profile: Path) -> np.ndarray:
-    """A run in ``ns-viewer`` and its page in Chromium: assert that the rendering fills it and that a drag turns it.
+@contextlib.contextmanager
+def viewer_page(config: Path, cwd: Path, profile: Path) -> Iterator[tuple[Chromium, Callable[[], np.ndarray]]]:
+    """A run in ``ns-viewer`` and its page in Chromium.
 
     Args:
         config: ``config.yml`` of the run.
         cwd: where ns-viewer runs.
         profile: folder for the browser.
 
-    Returns:
-        What the page showed first, uint8 [H, W, 3].
+    Yields:
+        The page, and a function that waits until the page shows the last fine rendering and gives it, uint8 [H, W, 3].
     """
     port = free_port()
     server = start("ns-viewer", "--load-config", config, "--viewer.websocket-port", str(port), cwd=cwd)
@@ -191,17 +192,7 @@ def drag_turns_the_page(config: Path, cwd: Path, profile: Path) -> np.ndarray:
                 subject = (np.abs(expected - expected[0, 0]) > 20).any(axis=-1)
                 return seen if subject.any() and np.median(np.abs(expected - seen)[subject]) <= 3 else None
 
-            first = wait_until("the rendering in the page", settled)
-            assert first.std() > 20, "a blank page"
-            count = len(pictures_sent(page.frames))
-            page.drag((300, 250), (120, -30))
-            wait_until(
-                "renderings of the dragged view", lambda: page.evaluate("1") and len(pictures_sent(page.frames)) > count
-            )
-            time.sleep(1)  # the camera glides on after the button is up
-            second = wait_until("the dragged view in the page", settled)
-            assert np.abs(first.astype(int) - second).mean() > 5, "the picture did not follow the mouse"
-            return first
+            yield page, lambda: wait_until("the rendering in the page", settled)
     finally:
         server.send_signal(signal.SIGINT)
         try:
@@ -209,3 +200,23 @@ def drag_turns_the_page(config: Path, cwd: Path, profile: Path) -> np.ndarray:
         except Exception:
             server.kill()
             server.communicate()
+
+
+def drag_turns_the_page(config: Path, cwd: Path, profile: Path) -> np.ndarray:
+    """Assert that a run's page in ``ns-viewer`` shows its rendering and that a drag turns it.
+
+    Returns:
+        What the page showed first, uint8 [H, W, 3].
+    """
+    with viewer_page(config, cwd, profile) as (page, shown):
+        first = shown()
+        assert first.std() > 20, "a blank page"
+        count = len(pictures_sent(page.frames))
+        page.drag((300, 250), (120, -30))
+        wait_until(
+            "renderings of the dragged view", lambda: page.evaluate("1") and len(pictures_sent(page.frames)) > count
+        )
+        time.sleep(1)  # the camera glides on after the button is up
+        second = shown()
+        assert np.abs(first.astype(int) - second).mean() > 5, "the picture did not follow the mouse"
+        return first

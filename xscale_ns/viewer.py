@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import threading
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -13,6 +12,8 @@ from nerfstudio.viewer.viewer_elements import (
     ViewerSlider,
 )
 from torch import Tensor, nn
+
+from core_ns.viewer_threads import asking_browser
 
 if TYPE_CHECKING:
     from xscale_ns.model import XScaleModel
@@ -61,7 +62,7 @@ class ViewerControls(nn.Module):
     def exposure_code(self) -> Tensor | None:
         """The chosen exposure code, or None for the mean."""
         model = self._model[0]
-        if model.field.exposure is None or self._rendering() is None or self.exposure.value == "mean":
+        if model.field.exposure is None or asking_browser(self.viewer_control) is None or self.exposure.value == "mean":
             return None
         if self.exposure.value == "sliders":
             return torch.tensor([float(slider.value) for slider in self.exposure_sliders], device=model.device)
@@ -73,27 +74,20 @@ class ViewerControls(nn.Module):
 
     def background_mode(self) -> str:
         """``trained``, ``white``, ``black`` or ``magenta`` (misses shown)."""
-        if self._rendering() is None:
+        if asking_browser(self.viewer_control) is None:
             return "trained"
         return "magenta" if self.show_misses.value else self.background.value
 
     def geometry_only(self) -> bool:
         """Whether to render the bare geometry."""
-        return self._rendering() is not None and bool(self.geometry.value)
+        return asking_browser(self.viewer_control) is not None and bool(self.geometry.value)
 
     def sub_samples(self, resting: int, moving: int) -> int:
         """Rays per pixel: the slider's in the viewer at rest, few while its camera moves, the config's elsewhere."""
-        machine = self._rendering()
+        machine = asking_browser(self.viewer_control)
         if machine is None:
             return resting
         return moving if machine.state == "low_move" else int(self.samples.value)
-
-    def _rendering(self) -> Any:
-        """The viewer's render thread that is asking; None for every other caller."""
-        viewer = getattr(self.viewer_control, "viewer", None)
-        # Copied first: browsers come and go on other threads.
-        machines = list(getattr(viewer, "render_statemachines", {}).values())
-        return next((machine for machine in machines if machine is threading.current_thread()), None)
 
     def _show_sliders(self) -> None:
         for slider in self.exposure_sliders:

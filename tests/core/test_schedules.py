@@ -12,10 +12,15 @@ import textwrap
 import pytest
 import torch
 
-from core_ns.schedules import CosineSchedulerConfig, allow_numpy_scalars, cosine_factor
+from core_ns.schedules import (
+    CosineSchedulerConfig,
+    ExponentialSchedulerConfig,
+    allow_numpy_scalars,
+    cosine_factor,
+)
 
 
-def _train(config: CosineSchedulerConfig, steps: int, lr: float = 1e-2):
+def _train(config: CosineSchedulerConfig | ExponentialSchedulerConfig, steps: int, lr: float = 1e-2):
     parameter = torch.nn.Parameter(torch.ones(3))
     optimizer = torch.optim.Adam([parameter], lr=lr)
     scheduler = config.setup().get_scheduler(optimizer, lr)
@@ -36,6 +41,31 @@ def test_rates_follow_the_closed_form():
         assert rate == pytest.approx(1e-2 * (1 / 30 + (29 / 30) * (0.5 + 0.5 * math.cos(angle))), rel=1e-12)
     assert rates[0] == pytest.approx(1e-2)
     assert rates[40] == rates[59] == pytest.approx(1e-2 / 30)
+
+
+def test_exponential_rates_are_a_geometric_sequence_that_ends_at_the_ratio():
+    _, scheduler, rates = _train(ExponentialSchedulerConfig(max_steps=20, final_ratio=0.1), 30, lr=1.0)
+    quotients = [b / a for a, b in itertools.pairwise(rates[:21])]
+    assert quotients == pytest.approx([0.1 ** (1 / 20)] * 20)
+    assert rates[20] == rates[29] == pytest.approx(0.1)
+    buffer = io.BytesIO()
+    torch.save(scheduler.state_dict(), buffer)
+    buffer.seek(0)
+    torch.load(buffer, weights_only=True)
+
+
+@pytest.mark.parametrize(
+    ("options", "text"),
+    [
+        ({}, "max_steps"),
+        ({"max_steps": 0}, "max_steps"),
+        ({"max_steps": 5, "final_ratio": 0.0}, "final_ratio"),
+        ({"max_steps": 5, "final_ratio": 1.5}, "final_ratio"),
+    ],
+)
+def test_impossible_exponential_schedules_are_refused(options, text):
+    with pytest.raises(ValueError, match=text):
+        _train(ExponentialSchedulerConfig(**options), 1)
 
 
 def test_warm_up_starts_at_its_ratio_rises_in_a_line_and_meets_the_cosine():
