@@ -43,24 +43,24 @@ class MvsCamera:
     depth: tuple[float, ...] | None = None
 
 
-def read_small_text(path: str | Path) -> str:
+def read_small_text(path: str | Path, max_bytes: int = MAX_BYTES) -> str:
     """Text of a small UTF-8 file, byte-order mark removed.
 
     Raises:
-        DataError: no such file, over 1 MB, binary, not UTF-8, unreadable.
+        DataError: no such file, more than ``max_bytes``, binary, not UTF-8, unreadable.
     """
     path = Path(path)
     try:
         if not path.is_file():
             raise DataError(path, "path", "is not a file.", "Check the path.")
         with open(path, "rb") as handle:
-            raw = handle.read(MAX_BYTES + 1)
+            raw = handle.read(max_bytes + 1)
     except OSError as error:
         problem = f"cannot be opened ({error.strerror or error})."
         raise DataError(path, "path", problem, "Check the path and its permissions.") from error
-    if len(raw) > MAX_BYTES:
+    if len(raw) > max_bytes:
         raise DataError(
-            path, "size", f"is larger than {MAX_BYTES} bytes.", "This is not a camera file or list; remove it."
+            path, "size", f"is larger than {max_bytes} bytes.", "This is not a camera file or list; remove it."
         )
     if b"\0" in raw:
         place = f"byte {raw.index(0)}"
