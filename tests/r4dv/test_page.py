@@ -1,0 +1,56 @@
+"""``ns-viewer`` on an r4dv run: the page, its frame slider, and the start camera (issue 4, acceptance 3)."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from browser import BINARY, Chromium, pictures_sent, viewer_page, wait_until
+
+pytestmark = pytest.mark.slow
+
+FIND = """(() => {
+    const labels = Array.from(document.querySelectorAll('label, div, span')).filter(
+        each => !each.children.length && each.textContent.trim() === '%s');
+    for (let part = labels[0]; part; part = part.parentElement) {
+        const slider = part.querySelector('[role=slider]');
+        if (slider) return slider;
+    }
+})()"""
+
+
+def slider(page: Chromium, label: str, attribute: str = "aria-valuenow") -> float:
+    """What a slider of the control panel says."""
+    return float(page.evaluate(f"{FIND % label}.getAttribute('{attribute}')"))
+
+
+def press(page: Chromium, label: str, key: str, code: int) -> None:
+    """A key on a focused slider."""
+    page.evaluate(f"{FIND % label}.focus()")
+    for kind in ("keyDown", "keyUp"):
+        page.call("Input.dispatchKeyEvent", type=kind, key=key, code=key, windowsVirtualKeyCode=code)
+
+
+@pytest.mark.skipif(BINARY is None, reason="no Chromium on this machine")
+def test_the_frame_slider_changes_the_picture(trained, work, tmp_path):
+    with viewer_page(trained / "config.yml", work, tmp_path / "profile") as (page, shown):
+        first = shown()
+        assert first.std() > 10, "a blank page"
+        subject = (np.abs(first.astype(int) - first[2, 2]) > 30).any(axis=-1)
+        rows, columns = np.nonzero(subject)
+        middle = (rows.mean() / first.shape[0], columns.mean() / first.shape[1])
+        assert all(0.25 < share < 0.75 for share in middle), "the start camera looks at the subject"
+        assert slider(page, "Frame", "aria-valuemax") == 3
+        assert slider(page, "Frame") == 0
+        count = len(pictures_sent(page.frames))
+        press(page, "Frame", "ArrowRight", 39)
+        press(page, "Frame", "ArrowRight", 39)
+        wait_until("the slider", lambda: slider(page, "Frame") == 2)
+        wait_until("a new rendering", lambda: page.evaluate("1") and len(pictures_sent(page.frames)) > count)
+        second = shown()
+        assert np.abs(first.astype(int) - second).mean() > 0.5, "the juggler moves"
+        wait_until("nerfstudio's own slider", lambda: slider(page, "Time") == 0.67)
+        # nerfstudio's slider wins when it is the one that was touched.
+        press(page, "Time", "Home", 36)
+        wait_until("the frame slider to follow", lambda: page.evaluate("1") and slider(page, "Frame") == 0)
+        back = shown()
+        assert np.abs(first.astype(int) - back).mean() < 0.5
