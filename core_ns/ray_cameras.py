@@ -41,6 +41,6 @@ def pinhole_from_rays(rays: RayBundle) -> Cameras:
     c2w = torch.cat([axes.float(), rays.origins[0, 0].float()[:, None]], dim=1)
     times = None if rays.times is None else rays.times.reshape(-1)[:1, None]
     numbers = [value.float().reshape(1, 1) for value in (fx, fy, cx, cy)]
-    return Cameras(
-        c2w[None], *numbers, width=torch.tensor([[width]]), height=torch.tensor([[height]]), times=times
-    ).to(rays.origins.device)
+    return Cameras(c2w[None], *numbers, width=torch.tensor([[width]]), height=torch.tensor([[height]]), times=times).to(
+        rays.origins.device
+    )

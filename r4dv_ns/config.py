@@ -153,13 +153,13 @@ r4dv_tiny = MethodSpecification(
         steps_per_save=500,
         steps_per_eval_image=100_000,
         steps_per_eval_all_images=100_000,
-        max_num_iterations=1000,
+        max_num_iterations=800,
         pipeline=R4DVPipelineConfig(
             datamanager=R4DVDataManagerConfig(
                 dataparser=EasyMocapDataParserConfig(max_side=320), hull=HullOptions(points=16384), crop_pad=8
             ),
             model=R4DVModelConfig(
-                layers=10, plane_levels=2, cnn_grad_warmup=150, cnn_grad_every=20, loss=LossWeights(mask=1e-2)
+                layers=10, plane_levels=2, cnn_grad_warmup=100, cnn_grad_every=20, loss=LossWeights(mask=1e-2)
             ),
         ),
         optimizers=_groups(points=5e-4),

@@ -51,8 +51,10 @@ class HullOptions:
     points: int = 262144
     """Surface points per frame."""
     surface_radius: Optional[float] = None
-    """Surface points lie at most this deep below the hull's surface. None: 13/400 of the box diagonal, the original's
-    0.065 m for a standing person."""
+    """Surface points lie at most this deep below the hull's surface. None: surface_share of the box diagonal."""
+    surface_share: float = 13 / 400
+    """See surface_radius. The default is the original's 0.065 m for a standing person. Less puts few points where they
+    are seen; more lets them find surfaces that lie deep inside the hull."""
     seed: int = 0
     """Of the choice of surface points."""
     workers: int = 2
@@ -67,7 +69,9 @@ class HullOptions:
             DataError: naming the option.
         """
         shares = {"vhull_thresh": self.vhull_thresh, "lowest_thresh": self.lowest_thresh}
-        lengths = {"voxel": self.voxel, "surface_radius": self.surface_radius}
+        lengths = {
+            "voxel": self.voxel, "surface_radius": self.surface_radius, "surface_share": self.surface_share,
+        }  # fmt: skip
         counts = {
             "count_thresh": self.count_thresh,
             "points": self.points,

@@ -30,8 +30,6 @@ _SAMPLED = 5
 """Frames looked at to choose the voxel's size."""
 BOX_PER_VOXEL = 400.0
 """A voxel unless told otherwise is this part of the subject's box diagonal."""
-_RADIUS_VOXELS = 13.0
-"""The original's 0.065 m for a standing person, whose box diagonal is about 2 m = 400 voxels of its 0.005 m."""
 _PIXELS_PER_VOXEL = 3.0
 """Masks are shrunk to no fewer: finer ones cost memory and change no voxel that matters."""
 _PLANNING_SIDE = 1024
@@ -237,7 +235,7 @@ def _fresh_plan(sequence: Sequence, options: HullOptions, box: Float[np.ndarray,
     voxel = options.voxel or max(diagonal / BOX_PER_VOXEL, 0.5 * float(np.median(pixels)))
     return Plan(
         voxel=voxel,
-        surface_radius=options.surface_radius or _RADIUS_VOXELS * diagonal / BOX_PER_VOXEL,
+        surface_radius=options.surface_radius or options.surface_share * diagonal,
         padding=4 * voxel if options.padding is None else options.padding,
         **common,
     )

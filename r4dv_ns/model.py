@@ -114,13 +114,10 @@ class R4DVModel(Model):
         return float((self.bounds[1] - self.bounds[0]).norm()) / SCENE_DIAGONAL
 
     def _start_camera(self) -> StartCamera:
-        """The first training camera, facing the middle of the box."""
-        views = self.sequence.train_views
-        w2c = np.stack([self.sequence.views[view].w2c(0) for view in views])
+        """Facing the middle of the box from between two training cameras."""
+        w2c = np.stack([self.sequence.views[view].w2c(0) for view in self.sequence.train_views])
         c2w = transform_cameras(c2w_opengl_from_w2c_opencv(w2c), self.sequence.transform[:3])
-        ahead = self.bounds.mean(dim=0).double().cpu().numpy() - c2w[0, :3, 3]
-        up = c2w[:, :3, 1].mean(axis=0)
-        return StartCamera(c2w[0, :3], max(float(-c2w[0, :3, 2] @ ahead), 1e-3), up / np.linalg.norm(up))
+        return StartCamera(c2w[:, :3], self.bounds.mean(dim=0).double().cpu().numpy())
 
     def _start(self, frame: int) -> Float[Tensor, "n 3"]:
         """Surface points of a frame, in nerfstudio's world."""
@@ -326,6 +323,12 @@ class R4DVModel(Model):
         """For ``ns-export tsdf``: the camera that cast the rays is drawn."""
         return self.get_outputs_for_camera(pinhole_from_rays(camera_ray_bundle))
 
+    def get_rgba_image(self, outputs: Dict[str, Tensor], output_name: str = "rgb") -> Tensor:
+        """RGBA [H, W, 4], straight alpha: the background is taken out of the colour."""
+        alpha = outputs["accumulation"]
+        colour = (outputs[output_name] - (1 - alpha) * self._background()) / alpha.clamp_min(1e-6)
+        return torch.cat([colour.clamp(0, 1), alpha], dim=-1)
+
     # ------------------------------------------------------------------ losses and metrics
 
     def _truth(self, batch: Dict[str, Any], background: Float[Tensor, "3"]) -> tuple[Tensor, Tensor, Tensor]:
@@ -351,7 +354,7 @@ class R4DVModel(Model):
         if weights.mask and self.sequence.has_masks:
             found["mask"] = weights.mask * losses.soft_iou(seen, mask, self.config.detach_union, valid)
         if weights.residual and "displacement" in outputs:
-            found["residual"] = weights.residual * losses.residual_size(outputs["displacement"])
+            found["residual"] = weights.residual * losses.residual_size(outputs["displacement"] / self.scale)
         if weights.sh_size:
             found["sh_size"] = weights.sh_size * losses.sh_size(outputs["sh_residual"])
         if weights.entropy:
@@ -404,5 +407,11 @@ class R4DVModel(Model):
             if w > 0 and h > 0:
                 cut = image_metrics(rgb[y : y + h, x : x + w], truth[y : y + h, x : x + w], None, self.lpips)
                 metrics |= {f"{name}_bbox": value for name, value in cut.items()}
+        if self.config.upstream_ssim:
+            from skimage.metrics import structural_similarity
+
+            one, other = (image.cpu().double().numpy() for image in (rgb, truth))
+            value: Any = structural_similarity(one, other, channel_axis=-1, data_range=2.0)
+            metrics["ssim_upstream"] = float(value)
         pictures = {"img": torch.cat([truth, rgb, (rgb - truth).abs()], dim=1)}
         return metrics, pictures | {"accumulation": outputs["accumulation"].expand(-1, -1, 3)}

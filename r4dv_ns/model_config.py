@@ -103,6 +103,8 @@ class R4DVModelConfig(ModelConfig):
     """Every so many steps, points that are nearly transparent or unseen are put where the error is; 0: never."""
     resident_frames: int = 300
     """With more frames than this their points stay in main memory."""
+    upstream_ssim: bool = False
+    """Also report ssim_upstream: scikit-image's with a data range of 2, as the original's numbers are (higher)."""
     cache_mb: int = 512
     """Memory for what does not change between pictures of the same moment, and as much for features of photos."""
     seed: int = 9

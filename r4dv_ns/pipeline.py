@@ -11,6 +11,7 @@ from core_ns.pipeline import ZooPipeline, ZooPipelineConfig
 from dataparsers.easymocap_parser import scene_bounds
 from dataparsers.easymocap_sequence import Sequence
 from r4dv_ns.datamanager import R4DVDataManagerConfig
+from r4dv_ns.drawing import pinhole
 from r4dv_ns.frame_dataset import sequence_of
 from r4dv_ns.hull_meta import read_meta
 from r4dv_ns.model_config import R4DVModelConfig
@@ -100,3 +101,32 @@ class R4DVPipeline(ZooPipeline):
         dataset: Any = self.datamanager.eval_dataset
         path = dataset.image_filenames[index]
         return f"{path.parent.name}_{path.name}"
+
+    def get_average_image_metrics(
+        self,
+        data_loader: Any,
+        image_prefix: str,
+        step: int | None = None,
+        output_path: Path | None = None,
+        get_std: bool = False,
+    ) -> dict[str, Any]:
+        """As `ZooPipeline`'s; for ``ns-eval`` also the protocol: which photos were judged, and from which colours."""
+        result = super().get_average_image_metrics(data_loader, image_prefix, step, output_path, get_std)
+        if step is None:
+            model: Any = self.model
+            manager: Any = self.datamanager
+            sequence: Sequence = manager.sequence
+            names = sequence.names
+            rows = []
+            for camera, batch in data_loader:
+                frame, centre = int(batch["frame_idx"]), pinhole(camera).centre
+                sources = [names[view] for view in model.nearest_views(frame, centre)]
+                rows.append(
+                    {"view": names[int(batch["view_idx"])], "frame": sequence.frames[frame], "sources": sources}
+                )
+            result["protocol"] = {
+                "held_out": [names[view] for view in sequence.eval_views],
+                "source_views": [names[view] for view in sequence.train_views],
+                "photos": rows,
+            }
+        return result

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import torch
 from jaxtyping import Float
 from nerfstudio.viewer.viewer_elements import (
     ViewerCheckbox,
@@ -21,6 +22,8 @@ from core_ns.viewer_threads import asking_browser
 
 VISER_SCALE = 10.0
 """nerfstudio multiplies scene coordinates by this for viser."""
+CLOSER = 0.55
+"""Distance of the start camera over that of the recording's first."""
 MOST_LAYERS = 60
 """Fragments per pixel that the slider offers (spec r4dv 4.6)."""
 SOLID_SCALE = 0.85
@@ -44,17 +47,25 @@ class Look:
 
 
 class StartCamera(ViewerControl):
-    """Puts every new browser behind one of the cameras, the right way up; by itself it would start near the origin.
+    """Where every new browser begins, the right way up; by itself it would start near the origin.
+
+    Between two neighbouring cameras of the recording and closer, so that no picture of theirs is in the way.
 
     Args:
-        c2w: OpenGL camera-to-world.
-        distance: to what it looks at: the point that the mouse turns the camera around.
-        up: of the recording, world.
+        c2w: OpenGL camera-to-world of the recording's cameras.
+        middle: world point to look at, which the mouse turns the camera around.
     """
 
-    def __init__(self, c2w: Float[np.ndarray, "3 4"], distance: float, up: Float[np.ndarray, "3"]) -> None:
+    def __init__(self, c2w: Float[np.ndarray, "v 3 4"], middle: Float[np.ndarray, "3"]) -> None:
         super().__init__()
-        self.c2w, self.distance, self.up = np.asarray(c2w, np.float64), distance, np.asarray(up, np.float64)
+        offsets = np.asarray(c2w, np.float64)[:, :, 3] - middle
+        distances = np.linalg.norm(offsets, axis=1)
+        directions = offsets / distances[:, None]
+        neighbour = int(np.argsort(directions @ directions[0])[-2]) if len(c2w) > 1 else 0
+        between = directions[0] + directions[neighbour]
+        self.middle, self.position = middle, middle + CLOSER * distances[0] * between / np.linalg.norm(between)
+        up = np.asarray(c2w, np.float64)[:, :, 1].mean(axis=0)
+        self.up = up / np.linalg.norm(up)
 
     def _setup(self, viewer: Any) -> None:
         super()._setup(viewer)
@@ -62,10 +73,9 @@ class StartCamera(ViewerControl):
         viewer.viser_server.on_client_connect(self._place)
 
     def _place(self, client: Any) -> None:
-        position = self.c2w[:, 3]
         client.camera.up_direction = self.up
-        client.camera.position = VISER_SCALE * position
-        client.camera.look_at = VISER_SCALE * (position - self.distance * self.c2w[:, 2])
+        client.camera.position = VISER_SCALE * self.position
+        client.camera.look_at = VISER_SCALE * self.middle
 
 
 class ViewerControls(nn.Module):
@@ -90,7 +100,9 @@ class ViewerControls(nn.Module):
         )
         self.radius = ViewerSlider("Radius", 1.0, 0.1, 3.0, 0.05, hint="Multiplies the size of all points")
         self.solid = ViewerCheckbox("Solid points", False, hint="Opaque discs instead of blending")
-        self.backend = ViewerDropdown("Rasteriser", look.backend, ["auto", "torch", "triton", "gsplat"])
+        # What does not run here must not be chosen: an error would end the browser's render thread.
+        cuda = ["triton", "gsplat"] if torch.cuda.is_available() else []
+        self.backend = ViewerDropdown("Rasteriser", look.backend, ["auto", "torch", *cuda])
         self._time = 0.0
         """Where nerfstudio's own time slider stood when both sliders agreed last."""
         self._following = False

@@ -159,13 +159,17 @@ def answers(port: int) -> bool:
 
 
 @contextlib.contextmanager
-def viewer_page(config: Path, cwd: Path, profile: Path) -> Iterator[tuple[Chromium, Callable[[], np.ndarray]]]:
+def viewer_page(
+    config: Path, cwd: Path, profile: Path, within: float = 3
+) -> Iterator[tuple[Chromium, Callable[[], np.ndarray]]]:
     """A run in ``ns-viewer`` and its page in Chromium.
 
     Args:
         config: ``config.yml`` of the run.
         cwd: where ns-viewer runs.
         profile: folder for the browser.
+        within: grey levels that page and rendering may differ in the median; the page scales the rendering, so that
+            finely textured ones differ more.
 
     Yields:
         The page, and a function that waits until the page shows the last fine rendering and gives it, uint8 [H, W, 3].
@@ -190,7 +194,7 @@ def viewer_page(config: Path, cwd: Path, profile: Path) -> Iterator[tuple[Chromi
                 expected = np.asarray(Image.fromarray(sent[-1]).resize(size, Image.Resampling.BILINEAR)).astype(int)
                 # Where something is to be seen, and the median: training cameras and axes are drawn over the rendering.
                 subject = (np.abs(expected - expected[0, 0]) > 20).any(axis=-1)
-                return seen if subject.any() and np.median(np.abs(expected - seen)[subject]) <= 3 else None
+                return seen if subject.any() and np.median(np.abs(expected - seen)[subject]) <= within else None
 
             yield page, lambda: wait_until("the rendering in the page", settled)
     finally:

@@ -48,17 +48,17 @@ def run_config(recording: Path, output_dir: Path, steps: int, name: str = "run",
 
 
 def open_trainer(config: Any) -> Any:
-    """A trainer that is set up; ``losses`` and ``quality`` (PSNR inside the mask) by step."""
+    """A trainer that is set up; ``losses``, ``quality`` (PSNR inside the mask) and ``whole`` (of the crop) by step."""
     torch.manual_seed(config.machine.seed)  # as ns-train does
     trainer = config.setup(local_rank=0, world_size=1)
     trainer.setup()
-    trainer.losses, trainer.quality = {}, {}
+    trainer.losses, trainer.quality, trainer.whole = {}, {}, {}
     step_once = trainer.train_iteration
 
     def recorded(step: int) -> Any:
         output = step_once(step)
         trainer.losses[step] = float(output[0].detach())
-        trainer.quality[step] = float(output[2]["psnr_masked"])
+        trainer.quality[step], trainer.whole[step] = (float(output[2][name]) for name in ("psnr_masked", "psnr"))
         return output
 
     trainer.train_iteration = recorded

@@ -59,6 +59,13 @@ def test_eval_reports_three_protocols_by_camera_and_frame(trained, work):
     files = [row["file"] for row in found["per_image"]]
     assert len(set(files)) == 4, "one camera, four frames"
     assert all(re.fullmatch(r"0\d_00000\d\.jpg", name) for name in files)
+    protocol = found["protocol"]
+    assert len(protocol["held_out"]) == 1
+    assert not set(protocol["held_out"]) & set(protocol["source_views"])
+    for row, name in zip(protocol["photos"], files, strict=True):
+        assert name == f"{row['view']}_{row['frame']}.jpg"
+        assert len(row["sources"]) == 4
+        assert set(row["sources"]) <= set(protocol["source_views"])
     with Image.open(work / "eval" / f"eval_{Path(files[0]).stem}_img.png") as picture:
         assert picture.size == (3 * 72, 96), "photo, rendering, error"
 
@@ -92,7 +99,8 @@ def test_killed_a_run_ends_with_the_weights_of_an_undisturbed_one(work, recordin
     assert undisturbed.returncode == 0, whole[-3000:]
     mine, theirs = (load(folders[name])["pipeline"] for name in ("killed", "whole"))
     assert mine.keys() == theirs.keys()
-    difference = max(float((mine[name].double() - theirs[name].double()).abs().max()) for name in mine)
+    filled = [name for name in mine if mine[name].numel()]
+    difference = max(float((mine[name].double() - theirs[name].double()).abs().max()) for name in filled)
     print(f"killed at step {step}: final weights differ by {difference}")
     assert difference <= 1e-6
 
@@ -162,13 +170,13 @@ def test_ns_export(trained, recording, work):
     run("ns-export", "cameras", "--load-config", trained / "config.yml", "--output-dir", work / "cameras", cwd=work)
     assert len(json.loads((work / "cameras" / "transforms_train.json").read_text())) == 7 * 4
     run("ns-export", "tsdf", "--load-config", trained / "config.yml", "--output-dir", work / "tsdf", "--resolution",
-        "40", "--texture-method", "tsdf", "--use-bounding-box", "True", "--bounding-box-min", "-1", "-1", "-0.2",
+        "80", "--texture-method", "tsdf", "--use-bounding-box", "True", "--bounding-box-min", "-1", "-1", "-0.2",
         "--bounding-box-max", "1", "1", "1.6", cwd=work)  # fmt: skip
     mesh = trimesh.load(work / "tsdf" / "tsdf_mesh.ply", process=False)
     truth = np.array(json.loads((recording / "truth.json").read_text())["bounds"])
     low, high = np.percentile(mesh.vertices, [5, 95], axis=0)
-    assert (low > truth[0] - 0.2).all()
-    assert (high < truth[1] + 0.2).all()
+    assert (low > truth[0] - 0.25).all()
+    assert (high < truth[1] + 0.25).all()
 
 
 def test_a_dry_run_prints_the_plan_and_writes_nothing(recording, work):

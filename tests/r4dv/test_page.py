@@ -18,6 +18,9 @@ FIND = """(() => {
 })()"""
 
 
+FIND_BOX = FIND.replace("[role=slider]", "input[type=checkbox]")
+
+
 def slider(page: Chromium, label: str, attribute: str = "aria-valuenow") -> float:
     """What a slider of the control panel says."""
     return float(page.evaluate(f"{FIND % label}.getAttribute('{attribute}')"))
@@ -32,7 +35,7 @@ def press(page: Chromium, label: str, key: str, code: int) -> None:
 
 @pytest.mark.skipif(BINARY is None, reason="no Chromium on this machine")
 def test_the_frame_slider_changes_the_picture(trained, work, tmp_path):
-    with viewer_page(trained / "config.yml", work, tmp_path / "profile") as (page, shown):
+    with viewer_page(trained / "config.yml", work, tmp_path / "profile", within=8) as (page, shown):
         first = shown()
         assert first.std() > 10, "a blank page"
         subject = (np.abs(first.astype(int) - first[2, 2]) > 30).any(axis=-1)
@@ -54,3 +57,7 @@ def test_the_frame_slider_changes_the_picture(trained, work, tmp_path):
         wait_until("the frame slider to follow", lambda: page.evaluate("1") and slider(page, "Frame") == 0)
         back = shown()
         assert np.abs(first.astype(int) - back).mean() < 0.5
+        # Play: the slider moves by itself until it is switched off.
+        page.evaluate(f"{FIND_BOX % 'Play'}.click()")
+        wait_until("the player", lambda: page.evaluate("1") and slider(page, "Frame") != 0)
+        page.evaluate(f"{FIND_BOX % 'Play'}.click()")
