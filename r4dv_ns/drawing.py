@@ -15,6 +15,9 @@ from r4dv_ns.model_config import R4DVModelConfig
 from r4dv_ns.peel import Peeled, peel
 from r4dv_ns.viewer import Look
 
+EMPTY = 1e-3
+"""Accumulation below which a pixel shows nothing."""
+
 
 @dataclass(frozen=True)
 class Drawing:
@@ -85,9 +88,13 @@ def crop_alpha(alpha: Float[Tensor, "n"], xyz: Float[Tensor, "n 3"], box: Orient
     return torch.where((local.abs() <= box.S.to(xyz) / 2).all(dim=1), alpha, 0.0)
 
 
-def distance_factor(drawing: Drawing) -> Float[Tensor, "h w"]:
-    """Distance from the camera over z for every pixel: nerfstudio's ``depth`` is measured along the ray."""
+def distances(drawing: Drawing, seen: Peeled) -> Float[Tensor, "h w 1"]:
+    """nerfstudio's ``depth``: distance along the ray, world units; where nothing is, the largest in the picture.
+
+    A depth of zero there would hide the viewer's own objects.
+    """
     K, device = drawing.K, drawing.K.device
     x = (torch.arange(drawing.width, device=device) + 0.5 - K[0, 2]) / K[0, 0]
     y = (torch.arange(drawing.height, device=device) + 0.5 - K[1, 2]) / K[1, 1]
-    return (x.square()[None, :] + y.square()[:, None] + 1).sqrt()
+    along = seen.depth * (x.square()[None, :] + y.square()[:, None] + 1).sqrt()
+    return torch.where(seen.accumulation > EMPTY, along, along.max())[..., None]

@@ -34,7 +34,7 @@ from r4dv_ns.appearance import (
     sample_sources,
     view_directions,
 )
-from r4dv_ns.drawing import Drawing, crop_alpha, distance_factor, draw, pinhole
+from r4dv_ns.drawing import Drawing, crop_alpha, distances, draw, pinhole
 from r4dv_ns.feature_net import FEATURES, FeatureNet, FrozenFeatures
 from r4dv_ns.field import GeometryHead
 from r4dv_ns.model_config import LOSS_PRESETS, LossWeights, R4DVModelConfig
@@ -250,7 +250,7 @@ class R4DVModel(Model):
         self.reseeder.note(frame, drawing, state)
         return {
             "rgb": rgb, "accumulation": seen.accumulation[..., None],
-            "depth": (seen.depth * distance_factor(drawing))[..., None], "background": background,
+            "depth": distances(drawing, seen), "background": background,
             "state_alpha": state.alpha, "state_radius": state.radius, "sh_residual": residual, "orphans": orphans,
             **({"displacement": state.displacement} if state.displacement is not None else {}),
         }  # fmt: skip
@@ -304,7 +304,7 @@ class R4DVModel(Model):
         return {
             "rgb": seen.color[..., :3] + behind * background,
             "accumulation": seen.accumulation[..., None],
-            "depth": (seen.depth * distance_factor(drawing))[..., None],
+            "depth": distances(drawing, seen),
             "rgb_ibr": seen.color[..., 3:6] + behind * background,
             "sh_residual": seen.color[..., 6:],
             "layers": seen.fragments[..., None].float() / most,
@@ -320,8 +320,11 @@ class R4DVModel(Model):
         return [self.sources.views[row] for row in rows]
 
     def get_outputs_for_camera_ray_bundle(self, camera_ray_bundle: RayBundle) -> Dict[str, Tensor]:
-        """For ``ns-export tsdf``: the camera that cast the rays is drawn."""
-        return self.get_outputs_for_camera(pinhole_from_rays(camera_ray_bundle))
+        """For ``ns-export tsdf``: the camera that cast the rays is drawn, and what is behind nothing is far away."""
+        outputs = self.get_outputs_for_camera(pinhole_from_rays(camera_ray_bundle))
+        # The export carves only as far as a depth reaches: space behind a silhouette must not stay undecided.
+        depth = outputs["depth"]
+        return outputs | {"depth": torch.where(outputs["accumulation"] > 0.5, depth, 10 * depth.max())}
 
     def get_rgba_image(self, outputs: Dict[str, Tensor], output_name: str = "rgb") -> Tensor:
         """RGBA [H, W, 4], straight alpha: the background is taken out of the colour."""

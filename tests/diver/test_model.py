@@ -226,7 +226,7 @@ def test_depth_is_a_distance_also_where_the_object_is_translucent(brick, exact):
     enter, leave = interval(rays.origins, rays.directions, LOW, HIGH)
     seen = leave - enter > 1e-3
     opacity, depth = outputs["accumulation"][..., 0][seen], outputs["depth"][..., 0][seen]
-    assert opacity.max() < 0.5
+    assert opacity.max() < 0.9, "nowhere opaque"
     assert (depth > enter[seen] - 1e-3).all()
     assert (depth < leave[seen] + 1e-3).all()
 
