@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import shlex
-import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Literal, Optional, Union
 
 import tyro
 
-from core_ns.errors import DataError, MissingExtra
+from core_ns.console import run_command
+from core_ns.errors import DataError
 
 
 @dataclass
@@ -149,15 +149,4 @@ Command = Union[
 
 def entrypoint(arguments: list[str] | None = None) -> None:
     """Run ``ns-diver``; bad input ends with one line on stderr and exit status 2."""
-    try:
-        command = tyro.cli(
-            Command,  # type: ignore[arg-type]
-            prog="ns-diver",
-            description="Tools of diver.",
-            args=sys.argv[1:] if arguments is None else arguments,
-        )
-        status = command.main()
-    except (DataError, MissingExtra, OSError) as error:  # OSError: a path that cannot be read or written
-        print(f"{type(error).__name__}: {error}", file=sys.stderr)
-        status = 2
-    raise SystemExit(status)
+    run_command(Command, "ns-diver", "Tools of diver.", arguments)

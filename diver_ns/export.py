@@ -9,6 +9,7 @@ from typing import Any, Literal, Optional
 import numpy as np
 import torch
 
+from core_ns import runs
 from core_ns.atomic import atomic_path
 from core_ns.errors import DataError
 from core_ns.frames import transform_points
@@ -22,44 +23,8 @@ from diver_ns.voxel_model import VoxelModel
 
 
 def load_run(config_file: Path) -> tuple[Any, Any]:
-    """Pipeline and model of a run of this package.
-
-    Raises:
-        DataError: no such run, another method's, or one without a whole checkpoint.
-    """
-    from nerfstudio.utils.eval_utils import eval_setup
-
-    from core_ns.trainer import valid_checkpoint
-
-    if not config_file.is_file():
-        raise DataError(config_file, "", "is not a file.", "Name the config.yml of a run.")
-    valid_checkpoint(checkpoint_folder(config_file))
-    _, pipeline, _, _ = eval_setup(config_file, test_mode="test")
-    return pipeline, pipeline.model
-
-
-def checkpoint_folder(config_file: Path) -> Path:
-    """Where the checkpoints of a run of this package lie, from its ``config.yml``; no object in the file is made.
-
-    Raises:
-        DataError: it is no such file.
-    """
-    import yaml
-
-    try:
-        root = yaml.compose(config_file.read_text(encoding="utf-8"), Loader=yaml.SafeLoader)
-        nodes = {key.value: node for key, node in root.value}
-        foreign = not nodes["pipeline"].tag.endswith(":diver_ns.pipeline.DiverPipelineConfig")
-        names = ("output_dir", "experiment_name", "method_name", "timestamp", "relative_model_dir")
-        # A path is written as the list of its parts.
-        parts = [nodes[name].value for name in names]
-        folder = Path(*(Path(*(node.value for node in part)) if isinstance(part, list) else part for part in parts))
-    except (yaml.YAMLError, AttributeError, KeyError, TypeError, ValueError) as error:
-        first = (str(error).splitlines() or [""])[0]
-        raise DataError(config_file, "", f"is no run's config.yml ({first}).", "Name the one of a run.") from error
-    if foreign:
-        raise DataError(config_file, "method", "is not a diver run.", "Name another run.")
-    return folder
+    """Pipeline and model of a diver run; raises as `core_ns.runs.load_run`."""
+    return runs.load_run(config_file, "diver_ns.pipeline.DiverPipelineConfig")
 
 
 @torch.no_grad()

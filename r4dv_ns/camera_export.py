@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from jaxtyping import Float
 
+from core_ns import runs
 from core_ns.errors import DataError
 from dataparsers.easymocap import Calibrated, CameraModel, find_calibration, write_cameras
 from dataparsers.easymocap_sequence import Sequence
@@ -171,9 +172,7 @@ def export_cameras(config_file: Path, folder: Path) -> list[CameraChange]:
     Raises:
         DataError: no such run, one without corrections, or a folder that holds something; nothing is written.
     """
-    from r4dv_ns.trained_run import load_run
-
-    pipeline, model = load_run(config_file)
+    pipeline, model = runs.load_run(config_file, "r4dv_ns.pipeline.R4DVPipelineConfig")
     check_calibration_age(pipeline.datamanager.sequence, config_file)
     calibration, changes = refined_calibration(pipeline.datamanager.sequence, model.camera_refinement)
     write_calibration(folder, calibration)

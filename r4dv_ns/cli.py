@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import shlex
-import sys
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Literal, Optional, Tuple, Union
 
 import tyro
 
-from core_ns.errors import DataError, MissingExtra
+from core_ns.console import run_command
+from core_ns.errors import DataError
 from dataparsers.easymocap_options import SequenceOptions
 from r4dv_ns.hull_meta import HullOptions
 
@@ -173,15 +173,4 @@ Command = Union[
 
 def entrypoint(arguments: list[str] | None = None) -> None:
     """Run ``ns-r4dv``; bad input ends with one line on stderr and exit status 2."""
-    try:
-        command = tyro.cli(
-            Command,  # type: ignore[arg-type]
-            prog="ns-r4dv",
-            description="Tools of r4dv.",
-            args=sys.argv[1:] if arguments is None else arguments,
-        )
-        status = command.main()
-    except (DataError, MissingExtra, OSError) as error:  # OSError: a path that cannot be read or written
-        print(f"{type(error).__name__}: {error}", file=sys.stderr)
-        status = 2
-    raise SystemExit(status)
+    run_command(Command, "ns-r4dv", "Tools of r4dv.", arguments)

@@ -37,9 +37,14 @@ class R4DVTrainer(ZooTrainer):
     def setup_optimizers(self) -> Optimizers:
         """As nerfstudio's, the points' rate scaled by the diagonal of the box over 2 m (spec r4dv 2.3, 4.3)."""
         model: Any = self.pipeline.model
-        points = self.config.optimizers["points"]
-        points["optimizer"] = replace(points["optimizer"], lr=points["optimizer"].lr * model.scale)
-        return super().setup_optimizers()
+        given = self.config.optimizers
+        points = given["points"]
+        scaled = replace(points["optimizer"], lr=points["optimizer"].lr * model.scale)
+        self.config.optimizers = given | {"points": points | {"optimizer": scaled}}
+        try:
+            return super().setup_optimizers()
+        finally:
+            self.config.optimizers = given
 
 
 @dataclass

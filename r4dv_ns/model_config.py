@@ -110,9 +110,6 @@ class R4DVModelConfig(ModelConfig):
     seed: int = 9
     """Of re-seeded points and random backgrounds."""
 
-    def __post_init__(self) -> None:
-        self.eval_num_rays_per_chunk = 1 << 14  # whole images are drawn; nerfstudio's tools print it
-
     def shared_parameters(self, frames: int) -> int:
         """Numbers learned for all of ``frames`` frames together: planes and networks."""
         from r4dv_ns.planes import PlaneField

@@ -14,11 +14,11 @@ import torch
 from capture_runs import NOISE, run_config, train
 from scipy.spatial.transform import Rotation
 
+from core_ns import runs
 from core_ns.errors import DataError
 from dataparsers.easymocap import CameraModel, find_calibration, read_cameras, write_cameras
 from dataparsers.easymocap_sequence import SequenceOptions, open_sequence
 from dataparsers.moving_scene import make_moving_scene
-from r4dv_ns import trained_run
 from r4dv_ns.camera_export import change, export_cameras, gauge, refined_calibration, rigid_fit, write_calibration
 from r4dv_ns.camera_refinement import CameraRefinement, CameraRefinementConfig
 from r4dv_ns.cli import entrypoint
@@ -166,7 +166,7 @@ def test_corrections_are_not_put_on_cameras_that_came_later(rig, tmp_path, monke
         sequence = open_sequence(rig, options(cameras=cameras))
         model = SimpleNamespace(camera_refinement=disturbed(sequence))
         loaded = SimpleNamespace(datamanager=SimpleNamespace(sequence=sequence)), model
-        monkeypatch.setattr(trained_run, "load_run", lambda file: loaded)
+        monkeypatch.setattr(runs, "load_run", lambda file, name: loaded)
         os.utime(config, (1, 1))  # the run is older than the refined cameras
         if cameras == "auto":
             with pytest.raises(DataError, match="younger than the run"):
@@ -186,26 +186,10 @@ def test_runs_without_corrections_are_refused(rig, tmp_path, monkeypatch):
     with pytest.raises(ValueError, match="2 corrections"):
         refined_calibration(sequence, CameraRefinement(CameraRefinementConfig(mode="SO3xR3"), 2))
     pipeline = SimpleNamespace(datamanager=SimpleNamespace(sequence=sequence))
-    monkeypatch.setattr(trained_run, "load_run", lambda file: (pipeline, SimpleNamespace(camera_refinement=off)))
+    monkeypatch.setattr(runs, "load_run", lambda file, name: (pipeline, SimpleNamespace(camera_refinement=off)))
     with pytest.raises(DataError, match="are off"):
         export_cameras(tmp_path / "config.yml", tmp_path / "out")
     assert list(tmp_path.iterdir()) == []
-
-
-def test_what_is_no_run_is_refused(tmp_path):
-    with pytest.raises(DataError, match="is not a file"):
-        trained_run.load_run(tmp_path / "config.yml")
-    for text in ("", "{", "a: 1", "- 1", "!!python/object:diver_ns.config.X {}\n"):
-        (tmp_path / "config.yml").write_text(text)
-        with pytest.raises(DataError, match=r"no run's config\.yml"):
-            trained_run.load_run(tmp_path / "config.yml")
-    (tmp_path / "config.yml").write_text(
-        "!!python/object:nerfstudio.engine.trainer.TrainerConfig\n"
-        "output_dir: out\nexperiment_name: e\nmethod_name: m\ntimestamp: t\nrelative_model_dir: d\n"
-        "pipeline: !!python/object:nerfstudio.pipelines.base_pipeline.VanillaPipelineConfig {}\n"
-    )
-    with pytest.raises(DataError, match="not an r4dv run"):
-        trained_run.load_run(tmp_path / "config.yml")
 
 
 def test_change_measures_small_angles():

@@ -96,6 +96,17 @@ def test_a_moving_ball_is_followed(ball, tmp_path):
     assert max(off) < 1
 
 
+def test_the_rate_of_positions_follows_the_size_of_the_scene(run):
+    """Rates are for a box of 2 m diagonal; the configuration keeps what the user gave."""
+    model = run.pipeline.model
+    diagonal = float((model.bounds[1] - model.bounds[0]).norm())
+    given = run.config.optimizers["points"]["optimizer"].lr
+    assert given == 5e-4
+    group = run.optimizers.optimizers["points"].param_groups[0]
+    assert group["initial_lr"] == pytest.approx(given * diagonal / 2, rel=1e-5)
+    assert run.optimizers.optimizers["planes"].param_groups[0]["initial_lr"] == 5e-3
+
+
 # ------------------------------------------------------------------ no leak
 
 

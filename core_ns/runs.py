@@ -1,4 +1,4 @@
-"""Open a trained run of this package from its config.yml."""
+"""Open a trained run from its config.yml: for the packages' own commands."""
 
 from __future__ import annotations
 
@@ -7,18 +7,20 @@ from typing import Any
 
 from core_ns.errors import DataError
 
-PIPELINE = ":r4dv_ns.pipeline.R4DVPipelineConfig"
 
+def load_run(config_file: Path, pipeline_class: str) -> tuple[Any, Any]:
+    """Pipeline and model of a run.
 
-def load_run(config_file: Path) -> tuple[Any, Any]:
-    """Pipeline and model of a run of this package.
+    Args:
+        config_file: ``config.yml`` of the run.
+        pipeline_class: what the run must be of: ``module.Class`` of its pipeline's configuration.
 
     Raises:
         DataError: no such run, another method's, or one without a whole checkpoint.
     """
     if not config_file.is_file():
         raise DataError(config_file, "", "is not a file.", "Name the config.yml of a run.")
-    folder = checkpoint_folder(config_file)
+    folder = checkpoint_folder(config_file, pipeline_class)
 
     from nerfstudio.utils.eval_utils import eval_setup  # seconds: only for what is a run
 
@@ -29,8 +31,10 @@ def load_run(config_file: Path) -> tuple[Any, Any]:
     return pipeline, pipeline.model
 
 
-def checkpoint_folder(config_file: Path) -> Path:
-    """Where the checkpoints of a run of this package lie, from its ``config.yml``; no object in the file is made.
+def checkpoint_folder(config_file: Path, pipeline_class: str) -> Path:
+    """Where the checkpoints of a run lie, from its ``config.yml``; no object in the file is made.
+
+    Args: as of `load_run`.
 
     Raises:
         DataError: it is no such file.
@@ -40,7 +44,7 @@ def checkpoint_folder(config_file: Path) -> Path:
     try:
         root = yaml.compose(config_file.read_text(encoding="utf-8"), Loader=yaml.SafeLoader)
         nodes = {key.value: node for key, node in root.value}
-        foreign = not nodes["pipeline"].tag.endswith(PIPELINE)
+        foreign = not nodes["pipeline"].tag.endswith(f":{pipeline_class}")
         names = ("output_dir", "experiment_name", "method_name", "timestamp", "relative_model_dir")
         # A path is written as the list of its parts.
         parts = [nodes[name].value for name in names]
@@ -49,5 +53,6 @@ def checkpoint_folder(config_file: Path) -> Path:
         first = (str(error).splitlines() or [""])[0]
         raise DataError(config_file, "", f"is no run's config.yml ({first}).", "Name the one of a run.") from error
     if foreign:
-        raise DataError(config_file, "method", "is not an r4dv run.", "Name another run.")
+        package = pipeline_class.partition("_ns")[0]
+        raise DataError(config_file, "method", f"is not a {package} run.", "Name another run.")
     return folder
