@@ -36,15 +36,18 @@ class Drawing:
         return -self.w2c[:3, :3].T @ self.w2c[:3, 3]
 
 
-def pinhole(camera: Cameras) -> Drawing:
+def pinhole(camera: Cameras, any_kind: bool = False) -> Drawing:
     """A nerfstudio camera [1], as points are projected.
+
+    Args:
+        any_kind: draw other cameras as the perspective one with their numbers.
 
     Raises:
         DataError: it is not a perspective camera. (Lens distortion of perspective cameras is ignored: pictures are
             those of the undistorted photos.)
     """
     kind = int(camera.camera_type.reshape(-1)[0])
-    if kind != CameraType.PERSPECTIVE.value:
+    if kind != CameraType.PERSPECTIVE.value and not any_kind:
         raise DataError(
             "camera", "camera_type", f"is {CameraType(kind).name.lower()}; points are drawn in perspective cameras.",
             "Choose the camera type perspective.",

@@ -20,7 +20,7 @@ from torch import Tensor
 from torch.nn import Parameter
 
 from core_ns.frames import c2w_opengl_from_w2c_opencv, transform_cameras
-from core_ns.metrics import LpipsOrNothing, image_metrics
+from core_ns.metrics import LpipsOrNothing
 from core_ns.ray_cameras import pinhole_from_rays
 from dataparsers.easymocap_sequence import Sequence
 from dataparsers.point_ply import read_ply
@@ -41,6 +41,7 @@ from r4dv_ns.model_config import LOSS_PRESETS, LossWeights, R4DVModelConfig
 from r4dv_ns.planes import PlaneField, temporal_smoothness, total_variation
 from r4dv_ns.point_state import PointState, Sighting, StateCache
 from r4dv_ns.points import FramePoints, MotionResidual, normalise, spacing
+from r4dv_ns.protocols import picture_metrics
 from r4dv_ns.reseed import Reseeder
 from r4dv_ns.source_choice import choose_sources
 from r4dv_ns.sources import SourceBank
@@ -264,7 +265,7 @@ class R4DVModel(Model):
             ``sh_residual`` (size of the view-dependent part), ``layers`` (share of the layers in use).
 
         Raises:
-            DataError: another kind of camera.
+            DataError: another kind of camera, except in a browser: an error there would end its rendering.
         """
         camera = camera.reshape((1,)) if not camera.shape else camera
         frame, time = self.moment(camera)
@@ -279,7 +280,8 @@ class R4DVModel(Model):
         return {name: torch.lerp(one[name], other[name], share) for name in one}
 
     def _picture(self, camera: Cameras, frame: int, time: float, box: OrientedBox | None) -> Dict[str, Tensor]:
-        look, drawing, version = self.controls.look(), pinhole(camera.to(self.device)), self._version()
+        look, version = self.controls.look(), self._version()
+        drawing = pinhole(camera.to(self.device), any_kind=self.controls.in_browser())
         if camera.metadata is not None and "view_idx" in camera.metadata:
             view = int(camera.metadata["view_idx"])
             drawing = Drawing(drawing.K, self.camera_refinement(drawing.w2c, view), drawing.height, drawing.width)
@@ -400,21 +402,10 @@ class R4DVModel(Model):
         background = self._background()
         truth, mask, valid = self._truth(batch, background)
         rgb = torch.where(valid[..., None] > 0, outputs["rgb"].clamp(0, 1), truth)
-        metrics = image_metrics(rgb, truth, None, self.lpips)
-        if self.sequence.has_masks and "mask" in batch:
-            inside = image_metrics(rgb, truth, (mask > 0.5) & (valid > 0), self.lpips)
-            metrics |= {name: value for name, value in inside.items() if name.endswith("_masked")}
-        if "view_idx" in batch:
-            view, frame, box = int(batch["view_idx"]), int(batch["frame_idx"]), self.sequence.bounds
-            x, y, w, h = (0, 0, 0, 0) if box is None else self.sequence.extent(view, frame, box, pad=0)
-            if w > 0 and h > 0:
-                cut = image_metrics(rgb[y : y + h, x : x + w], truth[y : y + h, x : x + w], None, self.lpips)
-                metrics |= {f"{name}_bbox": value for name, value in cut.items()}
-        if self.config.upstream_ssim:
-            from skimage.metrics import structural_similarity
-
-            one, other = (image.cpu().double().numpy() for image in (rgb, truth))
-            value: Any = structural_similarity(one, other, channel_axis=-1, data_range=2.0)
-            metrics["ssim_upstream"] = float(value)
+        inside = (mask > 0.5) & (valid > 0) if self.sequence.has_masks and "mask" in batch else None
+        box = None
+        if "view_idx" in batch and self.sequence.bounds is not None:
+            box = self.sequence.extent(int(batch["view_idx"]), int(batch["frame_idx"]), self.sequence.bounds, pad=0)
+        metrics = picture_metrics(rgb, truth, inside, box, self.lpips, self.config.upstream_ssim)
         pictures = {"img": torch.cat([truth, rgb, (rgb - truth).abs()], dim=1)}
         return metrics, pictures | {"accumulation": outputs["accumulation"].expand(-1, -1, 3)}

@@ -110,9 +110,13 @@ class ViewerControls(nn.Module):
 
     # ------------------------------------------------------------------ what the renderer asks
 
+    def in_browser(self) -> bool:
+        """Whether a browser's render thread is asking."""
+        return asking_browser(self.viewer_control) is not None
+
     def look(self) -> Look:
         """The settings for the picture being drawn."""
-        if asking_browser(self.viewer_control) is None:
+        if not self.in_browser():
             return self.default
         solid = bool(self.solid.value)
         return Look(
@@ -126,7 +130,7 @@ class ViewerControls(nn.Module):
 
     def time(self, asked: float) -> float:
         """The time to draw, in [0, 1]: the tools' own, in a browser that of the slider that was touched last."""
-        if self.frames < 2 or asking_browser(self.viewer_control) is None:
+        if self.frames < 2 or not self.in_browser():
             return asked
         if abs(asked - self._time) > 1e-6:  # nerfstudio's slider moved, or its render tab plays a path
             self._time = asked

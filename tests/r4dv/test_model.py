@@ -216,6 +216,14 @@ def test_other_kinds_of_cameras_are_refused_in_one_line(run, model):
         model.get_outputs_for_camera(camera(run, camera_type=CameraType.EQUIRECTANGULAR))
 
 
+def test_in_a_browser_another_kind_of_camera_does_not_end_the_rendering(run, model, monkeypatch):
+    """nerfstudio's render thread has no exception handler."""
+    plain = model.get_outputs_for_camera(camera(run, times=None))["rgb"]
+    monkeypatch.setattr(model.controls, "in_browser", lambda: True)
+    shown = model.get_outputs_for_camera(camera(run, times=None, camera_type=CameraType.FISHEYE))["rgb"]
+    assert torch.equal(shown, plain)
+
+
 @pytest.mark.parametrize("changed", ["sh", "photo network", "points"])
 def test_what_was_computed_for_other_weights_is_not_shown(run, model, changed):
     """Caches of features and colours follow every change of the weights, in place or not."""
