@@ -17,6 +17,8 @@ Array = np.ndarray
 BOX_SHARE = 0.6
 """Half side of the search box over the median distance of the cameras (spec r4dv 3.1)."""
 
+_MOST_ALIGNED = 100
+"""Cameras that the original aligns by, at most."""
 _GIVE_BOUNDS = "Give --bounds xmin ymin zmin xmax ymax zmax."
 
 
@@ -91,6 +93,55 @@ def up_transform(sequence: Sequence) -> Float[Array, "4 4"]:
     transform[:3, :3] = np.stack([right, np.cross(up, right), up])
     transform[:3, 3] = -transform[:3, :3] @ attention_point(sequence)
     return transform
+
+
+def aligned_transform(sequence: Sequence) -> Float[Array, "4 4"]:
+    """The rigid map by which EasyVolcap, the original's framework, aligns cameras (spec r4dv 5.1): z is minus the mean
+    y axis of the cameras, x is across z and their mean z axis; the origin is the mean of the points where pairs of
+    optical axes come nearest, weighted by the squared sine of their angle.
+
+    Moving cameras count with their first pose, and of more than 100 views 100 that are evenly spread.
+
+    Raises:
+        DataError: the cameras share no up direction, or look in parallel.
+    """
+    w2c = np.stack([view.w2c(0) for view in sequence.views])
+    if len(w2c) > _MOST_ALIGNED:
+        w2c = w2c[np.linspace(0, len(w2c) - 1, _MOST_ALIGNED).astype(int)]
+    try:
+        return aligned_frame(w2c)
+    except ValueError as error:
+        remedy = "Use --orientation none."
+        raise DataError(sequence.calibration_dir, "--orientation aligned", f"{error}.", remedy) from error
+
+
+def aligned_frame(w2c: Float[Array, "m 4 4"]) -> Float[Array, "4 4"]:
+    """`aligned_transform` of these cameras: world to aligned world.
+
+    Raises:
+        ValueError: no up direction, or no point that they look at.
+    """
+    rotation = w2c[:, :3, :3]
+    down, ahead = rotation[:, 1].mean(axis=0), rotation[:, 2].mean(axis=0)
+    centres, axes = -np.einsum("mji,mj->mi", rotation, w2c[:, :3, 3]), rotation[:, 2]
+    side = np.cross(ahead, down)
+    if np.linalg.norm(down) < 1e-6 or np.linalg.norm(side) < 1e-9:
+        raise ValueError("the cameras have no common up direction, or look straight along it")
+    result = np.eye(4)
+    result[2, :3] = -down / np.linalg.norm(down)
+    result[0, :3] = -side / np.linalg.norm(side)
+    result[1, :3] = np.cross(result[2, :3], result[0, :3])
+    across = np.cross(axes[:, None], axes[None])
+    weight = (across**2).sum(axis=-1)
+    if len(w2c) < 2 or weight.max() < 1e-4:
+        raise ValueError("the cameras look in parallel: no point is singled out")
+    towards = centres[None] - centres[:, None]
+    # Where the axes of cameras i and j come nearest: C_i + t_i d_i with t_i = (C_j - C_i, d_j, d_i x d_j) / sin^2.
+    along = np.einsum("ijk,ijk->ij", towards, np.cross(axes[None], across)) / (weight + 1e-8)
+    feet = centres[:, None] + along[..., None] * axes[:, None]
+    middle = (0.5 * (feet + feet.transpose(1, 0, 2)) * weight[..., None]).sum(axis=(0, 1)) / weight.sum()
+    result[:3, 3] = -result[:3, :3] @ middle
+    return result
 
 
 def box_corners(bounds: Float[Array, "2 3"]) -> Float[Array, "8 3"]:

@@ -41,9 +41,12 @@ class SequenceOptions:
     dataset_preset: Preset = "none"
     """Values for a published data set, for all options that are left at their default."""
     images_dir: str = "images"
-    """Folder of the photos, images_dir/CAMERA/FRAME.jpg."""
+    """Folder of the photos, images_dir/CAMERA/FRAME.jpg, or of clips (ns-r4dv process encode)."""
     masks_dir: str = "masks"
-    """Folder of the masks, masks_dir/CAMERA/FRAME.png, above 127 is foreground; "none" for no masks."""
+    """Folder of the masks, masks_dir/CAMERA/FRAME.png, above 127 is foreground, or of clips of masks; "threshold" for
+    what is not black in the clips; "none" for no masks."""
+    mask_threshold: int = 12
+    """R + G + B above which a pixel of clips on black counts as foreground, where there are no masks."""
     eval_views: Tuple[str, ...] = ("auto",)
     """Held-out views, by camera name or number: never trained on, never a source of colours. none: hold out nothing.
     auto: 4 evenly spaced of 16 or more views, 1 of 6 or more, else none."""
@@ -58,9 +61,10 @@ class SequenceOptions:
     pixel_centre_shift: float = 0.0
     """Added to the principal point. Calibrations by OpenCV put the centre of the first pixel at (0, 0): 0.5 makes them
     exact, 0 is what the original does."""
-    orientation: Literal["none", "up"] = "none"
+    orientation: Literal["none", "up", "aligned"] = "none"
     """Axes that the viewer sees: as in the files (none), or turned and moved so that the cameras' common up is +z and
-    the point they look at is the origin (up). Files on disk always stay in the files' world."""
+    the point they look at is the origin (up), or so in exactly the original's way (aligned), which its released models
+    need. Files on disk always stay in the files' world."""
     fill_outside_mask: bool = False
     """Blacken photos outside their mask."""
     apply_ccm: bool = False
@@ -137,6 +141,8 @@ def check_options(options: SequenceOptions, root: Path) -> None:
         value = getattr(options, name)
         if value is not None and not (np.isfinite(value) and value > 0):
             refuse(name, f"is {value}.", "Give a positive depth, or None.")
+    if not 0 <= options.mask_threshold < 765:
+        refuse("mask_threshold", f"is {options.mask_threshold}.", "Give a sum of three colours, such as 12.")
     if options.near is not None and options.far is not None and options.near >= options.far:
         refuse("far", f"{options.far} is not beyond near, {options.near}.", "Give a larger far.")
     if options.eval_every < 0 or options.eval_every == 1:

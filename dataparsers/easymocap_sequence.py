@@ -19,7 +19,13 @@ from nerfstudio.utils.rich_utils import CONSOLE
 
 from core_ns.errors import DataError
 from dataparsers.easymocap import FAR, NEAR, Calibrated, CameraModel, find_calibration
-from dataparsers.easymocap_attention import attention_point, box_corners, box_of_attention, up_transform
+from dataparsers.easymocap_attention import (
+    aligned_transform,
+    attention_point,
+    box_corners,
+    box_of_attention,
+    up_transform,
+)
 from dataparsers.easymocap_files import find_masks, find_photos
 from dataparsers.easymocap_lens import Lens, make_lens
 from dataparsers.easymocap_options import (
@@ -105,11 +111,11 @@ class Sequence:
     # ------------------------------------------------------------------ files
 
     def image_path(self, view: int, frame: int) -> Path:
-        """The stored photo."""
+        """The stored photo; of a clip, where it would lie had it been extracted."""
         return self.views[view].image_files[frame]
 
     def mask_path(self, view: int, frame: int) -> Path | None:
-        """The stored mask; None without masks."""
+        """The stored mask, in the same way; None without masks."""
         files = self.views[view].mask_files
         return None if files is None else files[frame]
 
@@ -195,7 +201,8 @@ def open_sequence(root: Path, options: SequenceOptions | None = None) -> Sequenc
     """Open a recording and check what names and headers tell; decodes only a few masks. Says what it fell back to.
 
     Args:
-        root: folder with images/CAMERA/FRAME.jpg, masks/CAMERA/FRAME.png, intri.yml and extri.yml.
+        root: folder with images/CAMERA/FRAME.jpg, masks/CAMERA/FRAME.png, intri.yml and extri.yml; or with clips,
+            videos_libx265/CAMERA_N..._FH....mp4, instead of images/ or of both.
 
     Raises:
         DataError: an option or the calibration cannot be used, or a photo or mask is missing, unreadable or of another
@@ -214,9 +221,13 @@ def open_sequence(root: Path, options: SequenceOptions | None = None) -> Sequenc
     positions = sampled(len(photos.stems), options.frame_sample, root, "--frame-sample")
     frames = [photos.stems[position] for position in positions]
     files = {name: photos.of(name, frames) for name in photos.names}
-    masks = find_masks(root, options.masks_dir, files, frames)
+    masks = find_masks(root, options.masks_dir, photos, frames, options.mask_threshold)
     views = []
-    models = {name: _models(calibration[name], name, frames, calibration_dir) for name in photos.names}
+    shift = options.pixel_centre_shift
+    models = {
+        name: photos.fitted(name, _models(calibration[name], name, frames, calibration_dir), files[name], shift)
+        for name in photos.names
+    }
     sizes = photos.check(files, masks, models, every=options.check_every_header)
     for index, name in zip(chosen, photos.names, strict=True):
         ratio = ratios[index]
@@ -233,6 +244,8 @@ def open_sequence(root: Path, options: SequenceOptions | None = None) -> Sequenc
                 stored_size=sizes[name],
                 colour_matrix=options.apply_ccm and not _has_plain_colours(models[name]),
                 fill_outside_mask=options.fill_outside_mask,
+                clip=photos.clips.get(name),
+                mask_clip=masks.clips.get(name) if masks is not None else None,
             )
         )
     if not options.apply_ccm and any(not _has_plain_colours(view.cameras) for view in views):
@@ -252,8 +265,8 @@ def open_sequence(root: Path, options: SequenceOptions | None = None) -> Sequenc
         options=options,
         calibration_dir=calibration_dir,
     )
-    if options.orientation == "up":
-        sequence.transform = up_transform(sequence)
+    if options.orientation != "none":
+        sequence.transform = (up_transform if options.orientation == "up" else aligned_transform)(sequence)
     return sequence
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
@@ -12,8 +13,10 @@ from jaxtyping import Bool, Float, UInt8
 
 from core_ns.errors import DataError
 from core_ns.images import read_image
+from dataparsers.clip_masks import ClipMasks
 from dataparsers.easymocap_camera import CameraModel
 from dataparsers.easymocap_lens import Lens, deliver, valid_area
+from dataparsers.video_read import Clip
 
 Array = np.ndarray
 
@@ -44,15 +47,19 @@ class View:
     lenses: tuple[Lens, ...]
     """Resampling to the delivered photo; one, or one for each frame."""
     image_files: tuple[Path, ...]
-    """The stored photo of each frame."""
+    """The stored photo of each frame; as if it had been extracted, where there is a clip."""
     mask_files: tuple[Path, ...] | None
-    """The mask of each frame, if there are masks."""
+    """The mask of each frame, if there are masks; in the same way."""
     stored_size: tuple[int, int]
     """(width, height) of the stored photos."""
     colour_matrix: bool = False
     """Multiply colours by the calibration's ccm."""
     fill_outside_mask: bool = False
     """Blacken the photo outside of the mask."""
+    clip: Clip | None = None
+    """The clip that photos are read from, instead of from files."""
+    mask_clip: ClipMasks | None = None
+    """The same for masks."""
 
     @property
     def camera(self) -> CameraModel | Sequence[CameraModel]:
@@ -110,8 +117,7 @@ class View:
             DataError: a file is missing, does not decode, or has another size than at the start.
         """
         lens, mask = self.lens(frame), None
-        file = self.image_files[frame]
-        image = self._of_right_size(read_image(file)[0], file)
+        image = self._stored_photo(frame)
         if self.colour_matrix:
             coloured = image.astype(np.float32) @ self.model(frame).ccm.T.astype(np.float32)
             image = np.clip(coloured + 0.5, 0, 255).astype(np.uint8)
@@ -127,13 +133,48 @@ class View:
         if self.mask_files is None:
             raise ValueError("the sequence has no masks")
         file = self.mask_files[frame]
-        mask = self._of_right_size(read_mask(file), file)
+        if self.mask_clip is not None:
+            mask = self.mask_clip.read(frame_number(file))
+        else:
+            mask = self._of_right_size(read_mask(file), file)
         return deliver(mask, self.lens(frame), "linear")
+
+    def mask_stamp(self, frame: int) -> list[Any]:
+        """Names, size and time of change of the file a mask comes from, and what is read from it: not its pixels.
+
+        Raises:
+            DataError: the file is gone.
+        """
+        if self.mask_files is None:
+            raise ValueError("the sequence has no masks")
+        file = self.mask_files[frame]
+        if self.mask_clip is None:
+            return _stamp(file)
+        return [*_stamp(self.mask_clip.clip.file), file.stem, self.mask_clip.threshold]
+
+    def _stored_photo(self, frame: int) -> UInt8[Array, "h w 3"]:
+        file = self.image_files[frame]
+        if self.clip is not None:
+            return self.clip.read(frame_number(file))
+        return self._of_right_size(read_image(file)[0], file)
 
     def _of_right_size(self, array: Array, file: Path) -> Array:
         if array.shape[1::-1] != self.stored_size:
             raise wrong_size(file, self.name, array.shape[1::-1], self.stored_size, "its camera's first photo")
         return array
+
+
+def frame_number(file: Path) -> int:
+    """The frame of a clip that a path stands for."""
+    return int(file.stem)
+
+
+def _stamp(file: Path) -> list[Any]:
+    try:
+        status = file.stat()
+    except OSError as error:
+        raise DataError(file, "mask", f"cannot be read ({error}).", "Check the folder of masks.") from error
+    return [file.parent.name, file.name, status.st_size, status.st_mtime_ns]
 
 
 def wrong_size(file: Path, camera: str, found: Sequence[int], expected: Sequence[int], reference: str) -> DataError:

@@ -96,15 +96,7 @@ def frame_hash(sequence: Sequence, frame: int) -> str:
     Raises:
         DataError: a mask is gone.
     """
-    masks = []
-    for number in sequence.train_views:
-        file = sequence.mask_path(number, frame)
-        assert file is not None
-        try:
-            status = file.stat()
-        except OSError as error:
-            raise DataError(file, "mask", f"cannot be read ({error}).", "Check the folder of masks.") from error
-        masks.append([file.parent.name, file.name, status.st_size, status.st_mtime_ns])
+    masks = [sequence.views[number].mask_stamp(frame) for number in sequence.train_views]
     return _hash([_cameras(sequence, frame), masks])
 
 

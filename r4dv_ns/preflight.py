@@ -16,6 +16,7 @@ import psutil
 from jaxtyping import Float
 
 from dataparsers.easymocap_sequence import Sequence
+from dataparsers.video_read import IDLE_BYTES, decoder_bytes
 from r4dv_ns.sources import crop_rectangle
 
 Place = Literal["memory", "device", "disk"]
@@ -102,6 +103,7 @@ def estimate(
     sequence: Sequence,
     *,
     points: int = 65536,
+    still_points: int = 0,
     shared_parameters: int = 8_500_000,
     sources: int = 4,
     layers: int = 15,
@@ -118,6 +120,7 @@ def estimate(
 
     Args:
         points: per frame.
+        still_points: common to all frames (a background's).
         shared_parameters: numbers learned for all frames together (planes and networks).
         sources: photos blended per step.
         layers: fragments kept per pixel.
@@ -138,6 +141,7 @@ def estimate(
     channels = 3 + int(sequence.has_masks)
     bent = [view for view in shared if any(not lens.is_identity for lens in view.lenses)]
     photos = frames * sum(view.width * view.height for view in shared) * channels
+    drawn, shared_parameters = points + still_points, shared_parameters + 3 * still_points
     parameters = (frames * points * 3 + shared_parameters) * FLOAT
     device: Place = "device" if on_gpu else "memory"
     needs = [
@@ -147,13 +151,17 @@ def estimate(
         Need("points of all frames and their Adam moments", device, frames * points * 3 * FLOAT * ADAM),
         Need("planes and networks, their gradients and Adam moments", device, shared_parameters * FLOAT * (ADAM + 1)),
         Need(f"{sources} source photos in the feature network", device, int(sources * mean * CNN_BYTES)),
-        Need("one frame's points in planes and heads", device, points * (POINT_BYTES + sources * POINT_SOURCE_BYTES)),
+        Need("one frame's points in planes and heads", device, drawn * (POINT_BYTES + sources * POINT_SOURCE_BYTES)),
         Need(f"one photo drawn with {layers} layers", device, int(largest * layers * FRAGMENT_BYTES)),
         Need(f"checkpoints kept ({checkpoints}, and one being written)", "disk", (checkpoints + 1) * ADAM * parameters),
     ]
     if bent:
         tables = sum(view.width * view.height * TABLE_BYTES for view in bent)
         needs.insert(3, Need(f"undistortion tables of {len(bent)} cameras", "memory", min(tables, TABLE_LIMIT)))
+    clips = {clip.file: clip for view in shared for clip in (view.clip, view.mask_clip and view.mask_clip.clip) if clip}
+    if clips:
+        kept = min(sum(decoder_bytes(*clip.size) for clip in clips.values()), IDLE_BYTES)
+        needs.insert(3, Need(f"open decoders of {len(clips)} clips", "memory", kept))
     if not hulls_exist:
         # The hull has about as many points as its surface; both files hold three floats a point.
         needs.append(Need("hulls and surface points", "disk", 2 * frames * points * 3 * FLOAT))
@@ -162,8 +170,9 @@ def estimate(
         "disk": _free_disk(folder or sequence.root),
         "device": _free_device() if on_gpu else None,
     }
+    behind = f", {still_points} behind them" if still_points else ""
     facts = (
-        f"{frames} frames of {views} training views, {points} points a frame, "
+        f"{frames} frames of {views} training views, {points} points a frame{behind}, "
         f"crops of {mean / 1e6:.3g} megapixels on average, {largest / 1e6:.3g} at most"
     )
     result = Preflight(tuple(needs), photos, room, facts)
