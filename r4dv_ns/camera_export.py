@@ -10,7 +10,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
-import torch
 from jaxtyping import Float
 
 from core_ns import runs
@@ -72,7 +71,6 @@ def gauge(refined: Float[Array, "n 4 4"], original: Float[Array, "n 4 4"]) -> Fl
     return rigid_fit(centres, targets)
 
 
-@torch.no_grad()
 def refined_calibration(
     sequence: Sequence, refinement: CameraRefinement
 ) -> tuple[dict[str, Calibrated], list[CameraChange]]:
@@ -102,7 +100,7 @@ def refined_calibration(
         name = sequence.views[view].name
         found = calibration[name]
         for stem, camera in {None: found}.items() if isinstance(found, CameraModel) else found.items():
-            moved = refinement(torch.from_numpy(camera.w2c).to(refinement.adjustment.device), view).cpu().numpy()
+            moved = refinement.corrected(camera.w2c[None], [view], sequence.transform)[0]
             corrected.append((name, stem, camera, moved))
     back = gauge(np.stack([moved for *_, moved in corrected]), np.stack([old.w2c for _, _, old, _ in corrected]))
     result, changes = dict(calibration), dict[str, CameraChange]()

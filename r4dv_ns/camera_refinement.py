@@ -11,9 +11,11 @@ the viewer or a path asks for have no physical camera behind them and are left a
 
 from __future__ import annotations
 
+from collections.abc import Sequence as Items
 from dataclasses import dataclass, field
 from typing import Literal, Type
 
+import numpy as np
 import torch
 from jaxtyping import Float, Int64
 from nerfstudio.configs.base_config import InstantiateConfig
@@ -110,3 +112,17 @@ class CameraRefinement(nn.Module):
     def param_groups(self) -> dict[str, list[nn.Parameter]]:
         """``camera_opt`` with the corrections; nothing when the mode is off."""
         return {"camera_opt": [self.adjustment]} if self.active else {}
+
+    @torch.no_grad()
+    def corrected(
+        self, w2c: Float[np.ndarray, "n 4 4"], views: Items[int], transform: Float[np.ndarray, "4 4"]
+    ) -> Float[np.ndarray, "n 4 4"]:
+        """Corrected cameras of a recording's files, in the world of the files.
+
+        Args:
+            w2c: as in the files.
+            views: physical camera of each.
+            transform: from the files' world to nerfstudio's, in whose axes the corrections are learned.
+        """
+        placed = torch.from_numpy(w2c @ np.linalg.inv(transform)).to(self.adjustment.device)
+        return self(placed, torch.tensor(views, device=placed.device)).cpu().numpy() @ transform

@@ -125,6 +125,19 @@ def test_round_trip_through_the_optimized_folder(rig):
         shutil.rmtree(out)
 
 
+def test_corrections_are_in_the_world_that_was_trained_in(rig):
+    """--orientation up turns it; how two cameras stand to one another does not depend on the gauge."""
+    sequence = open_sequence(rig, options(orientation="up", view_sample=(0, 1, 2, 4, 5)))
+    assert np.abs(sequence.transform - np.eye(4)).max() > 0.1
+    refinement = disturbed(sequence).double()
+    calibration, _ = refined_calibration(sequence, refinement)
+    back = np.linalg.inv(sequence.transform)
+    drawn = [refinement(torch.from_numpy(sequence.camera(view, 0)[1] @ back), view) for view in (0, 3)]
+    exported = [torch.from_numpy(calibration[sequence.names[view]].w2c) for view in (0, 3)]
+    wanted, found = (one @ torch.linalg.inv(other) for one, other in (drawn, exported))
+    torch.testing.assert_close(found, wanted.detach(), atol=1e-10, rtol=0)
+
+
 def test_a_common_motion_is_no_correction(rig):
     """Corrections that move all training cameras alike leave the calibration as it was."""
     sequence = open_sequence(rig, options(view_sample=(0, 1, 2, 4, 5)))
