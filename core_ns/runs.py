@@ -8,19 +8,20 @@ from typing import Any
 from core_ns.errors import DataError
 
 
-def load_run(config_file: Path, pipeline_class: str) -> tuple[Any, Any]:
+def load_run(config_file: Path, pipeline_class: str, *others: str) -> tuple[Any, Any]:
     """Pipeline and model of a run.
 
     Args:
         config_file: ``config.yml`` of the run.
         pipeline_class: what the run must be of: ``module.Class`` of its pipeline's configuration.
+        others: more of them, any of which will do.
 
     Raises:
         DataError: no such run, another method's, or one without a whole checkpoint.
     """
     if not config_file.is_file():
         raise DataError(config_file, "", "is not a file.", "Name the config.yml of a run.")
-    folder = checkpoint_folder(config_file, pipeline_class)
+    folder = checkpoint_folder(config_file, pipeline_class, *others)
 
     from nerfstudio.utils.eval_utils import eval_setup  # seconds: only for what is a run
 
@@ -31,7 +32,7 @@ def load_run(config_file: Path, pipeline_class: str) -> tuple[Any, Any]:
     return pipeline, pipeline.model
 
 
-def checkpoint_folder(config_file: Path, pipeline_class: str) -> Path:
+def checkpoint_folder(config_file: Path, pipeline_class: str, *others: str) -> Path:
     """Where the checkpoints of a run lie, from its ``config.yml``; no object in the file is made.
 
     Args: as of `load_run`.
@@ -44,7 +45,7 @@ def checkpoint_folder(config_file: Path, pipeline_class: str) -> Path:
     try:
         root = yaml.compose(config_file.read_text(encoding="utf-8"), Loader=yaml.SafeLoader)
         nodes = {key.value: node for key, node in root.value}
-        foreign = not nodes["pipeline"].tag.endswith(f":{pipeline_class}")
+        foreign = not nodes["pipeline"].tag.endswith(tuple(f":{name}" for name in (pipeline_class, *others)))
         names = ("output_dir", "experiment_name", "method_name", "timestamp", "relative_model_dir")
         # A path is written as the list of its parts.
         parts = [nodes[name].value for name in names]

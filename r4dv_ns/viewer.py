@@ -67,6 +67,16 @@ class StartCamera(ViewerControl):
         up = np.asarray(c2w, np.float64)[:, :, 1].mean(axis=0)
         self.up = up / np.linalg.norm(up)
 
+    @classmethod
+    def at(
+        cls, position: Float[np.ndarray, "3"], middle: Float[np.ndarray, "3"], up: Float[np.ndarray, "3"]
+    ) -> StartCamera:
+        """One that is known: where it stands, the point it looks at, and the unit vector that is up, world."""
+        start = cls.__new__(cls)
+        ViewerControl.__init__(start)
+        start.position, start.middle, start.up = position, middle, up
+        return start
+
     def _setup(self, viewer: Any) -> None:
         super()._setup(viewer)
         viewer.viser_server.scene.set_up_direction(tuple(self.up))

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 
 from core_ns.errors import DataError
-from core_ns.runs import load_run
+from core_ns.runs import checkpoint_folder, load_run
 
 
 def test_what_is_no_run_is_refused(tmp_path):
@@ -22,3 +24,16 @@ def test_what_is_no_run_is_refused(tmp_path):
     )
     with pytest.raises(DataError, match="not a diver run"):
         load_run(tmp_path / "config.yml", "diver_ns.pipeline.DiverPipelineConfig")
+
+
+def test_any_of_several_methods_will_do(tmp_path):
+    file = tmp_path / "config.yml"
+    file.write_text(
+        "!!python/object:nerfstudio.engine.trainer.TrainerConfig\n"
+        "output_dir: out\nexperiment_name: e\nmethod_name: m\ntimestamp: t\nrelative_model_dir: d\n"
+        "pipeline: !!python/object:second_ns.b.Config {}\n"
+    )
+    for names in (("second_ns.b.Config",), ("first_ns.a.Config", "second_ns.b.Config")):
+        assert checkpoint_folder(file, *names) == Path("out/e/m/t/d")
+    with pytest.raises(DataError, match="not a first run"):
+        checkpoint_folder(file, "first_ns.a.Config", "third_ns.c.Config")
