@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import io
 import warnings
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -75,13 +76,26 @@ def write_ply(
             if np.shape(values) != (len(xyz),):
                 raise ValueError(f"{name} must be [{len(xyz)}], got {np.shape(values)}")
             columns[name] = ("f4", np.asarray(values))
-    table = np.empty(len(xyz), dtype=[(name, "<" + code) for name, (code, _) in columns.items()])
+    write_vertices(path, columns, ascii=ascii)
+
+
+def write_vertices(path: str | Path, columns: Mapping[str, tuple[str, np.ndarray]], *, ascii: bool = False) -> None:
+    """Write the element ``vertex`` with these properties, in their order, atomically; ASCII keeps every digit.
+
+    Args:
+        columns: numpy's code of the stored type ("f4", "u1", "f8") and the values [n] of each property.
+
+    Raises:
+        ValueError: different lengths, or numbers that are not finite in the stored precision.
+    """
+    count = len(next(iter(columns.values()))[1])
+    table = np.empty(count, dtype=[(name, "<" + code) for name, (code, _) in columns.items()])
     for name, (_, values) in columns.items():
         with np.errstate(over="ignore"):
             table[name] = values
         if not np.isfinite(table[name]).all():
             raise ValueError(f"{name} holds numbers that are not finite in the file's precision")
-    header = ["ply", f"format {'ascii' if ascii else 'binary_little_endian'} 1.0", f"element vertex {len(xyz)}"]
+    header = ["ply", f"format {'ascii' if ascii else 'binary_little_endian'} 1.0", f"element vertex {count}"]
     header += [f"property {_NAMES[code]} {name}" for name, (code, _) in columns.items()]
     with atomic_path(path) as temporary, open(temporary, "wb") as handle:
         handle.write(("\n".join([*header, "end_header"]) + "\n").encode("ascii"))
@@ -147,6 +161,20 @@ def read_ply(path: str | Path) -> PointCloud:
             radii or opacities that are not finite.
     """
     path = Path(path)
+    return _cloud(path, read_vertices(path, "xyz"))
+
+
+def read_vertices(path: str | Path, needed: Iterable[str] = ()) -> np.ndarray:
+    """The element ``vertex`` of a PLY file as a structured array [n], one field a property.
+
+    Args:
+        needed: properties that must be there.
+
+    Raises:
+        DataError: not a PLY file, no vertex element with these properties, lists in it, more than 2^28 points, or too
+            few data.
+    """
+    path = Path(path)
     try:
         data = path.read_bytes()
     except OSError as error:
@@ -161,17 +189,15 @@ def read_ply(path: str | Path) -> PointCloud:
         raise _bad(path, "header", "has no element 'vertex'.")
     if vertex.has_list or any(each.has_list for each in before):
         raise _bad(path, "header", "has lists in or before its points.")
-    missing = [name for name in "xyz" if name not in dict(vertex.columns)]
+    missing = [name for name in needed if name not in dict(vertex.columns)]
     if missing:
         raise _bad(path, "element vertex", f"has no property {', '.join(missing)}.")
     if vertex.count > _MOST_POINTS:
         raise _bad(path, "element vertex", f"declares {vertex.count} points; the limit is {_MOST_POINTS}.")
     body = memoryview(data)[offset:]
     if form == "ascii":
-        table = _ascii_table(path, bytes(body), before, vertex)
-    else:
-        table = _binary_table(path, body, before, vertex, "<" if form == "binary_little_endian" else ">")
-    return _cloud(path, table)
+        return _ascii_table(path, bytes(body), before, vertex)
+    return _binary_table(path, body, before, vertex, "<" if form == "binary_little_endian" else ">")
 
 
 def _binary_table(path: Path, body: memoryview, before: list[_Element], vertex: _Element, order: str) -> np.ndarray:

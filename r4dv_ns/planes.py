@@ -124,10 +124,17 @@ class PlaneField(nn.Module):
         table = table.reshape(-1, self.features)
         return interpolate_rows(table, torch.stack(rows), fractions, places, self.aggregate == "sum")
 
+    def _texel(self, x: Tensor, resolution: int) -> Tensor:
+        """Place on a spatial plane's axis, in texels: centres at (i + 1/2) / R of the box (``align_corners=False``)."""
+        return ((x + 1.0) * resolution - 1.0) * 0.5  # rounds as torch's grid_sample does
+
+    def _texel_in_time(self, x: Tensor, resolution: int) -> Tensor:
+        """Place on a temporal plane's spatial axis: first and last texel on the faces of the box, as the original reads
+        these planes with ``align_corners=True``, which holds for both axes."""
+        return (x + 1.0) * 0.5 * (resolution - 1)
+
     def _spatial(self, level: int, resolution: int, x: Float[Tensor, "3 n"]) -> Tensor:
-        """Texels have their centres at (i + 1/2) / R of the box (grid_sample's ``align_corners=False``)."""
-        place = ((x + 1.0) * resolution - 1.0) * 0.5  # rounds as torch's grid_sample does
-        low, fraction = _split(place.clamp(0.0, resolution - 1.0), resolution)
+        low, fraction = _split(self._texel(x, resolution).clamp(0.0, resolution - 1.0), resolution)
         rows = [
             row
             for plane, (first, second) in enumerate(PLANES)
@@ -136,10 +143,8 @@ class PlaneField(nn.Module):
         return self._read(self.spatial[level], rows, fraction, PLANES)
 
     def _temporal(self, level: int, resolution: int, x: Float[Tensor, "3 n"], moment) -> Tensor:
-        """The first and last texel lie on the faces of the box, the first and last frame at 0 and 1: the original reads
-        these planes with ``align_corners=True``, which holds for both axes."""
-        place = (x + 1.0) * 0.5 * (resolution - 1)
-        low, fraction = _split(place.clamp(0.0, resolution - 1.0), resolution)
+        """The first and last frame lie at 0 and 1."""
+        low, fraction = _split(self._texel_in_time(x, resolution).clamp(0.0, resolution - 1.0), resolution)
         table, (before, beyond) = self.temporal[level], moment
         if isinstance(before, Tensor):
             assert self.frames is not None
