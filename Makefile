@@ -7,6 +7,8 @@ SHELL := /bin/bash
 # torch's OpenMP threads otherwise spin while they wait: on cores that others use too, steps take ten times as long.
 OMP_WAIT_POLICY ?= passive
 export OMP_WAIT_POLICY
+# Test files side by side, one thread each.
+TEST_WORKERS ?= 2
 .SHELLFLAGS := -eu -o pipefail -c
 .PHONY: install install-test demo test check bench clean
 
@@ -32,7 +34,7 @@ demo: install
 	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python scripts/demo.py --folder $(DEMO)
 
 test: install-test
-	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python -m pytest
+	PATH="$(CURDIR)/$(BIN):$$PATH" OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(TEST_WORKERS) --dist loadfile
 
 check: install-test
 	$(BIN)/ruff check .
