@@ -13,12 +13,13 @@ index: pytorch3d has no wheel there, gsplat renders on CUDA only.
 Predicted: `peel` 3 times as fast as `padded` forward and 5 times backward; `brute` hopeless beyond a few thousand
 points.
 
-Happened (21 November 2026, under a load of 7 from other work on two cores; the JSON beside this file): on 200x300
-pixels 65536 points take 22-25 ms forward and 9-10 ms backward, that is 10-12 and 25-29 million fragments per second.
-`padded` takes 4.7 times as long forward and 4.5-7 times backward (8 on the larger image). On 3000 points the time goes
-to starting small operations and hardly anything is gained over `padded`; `brute` takes 50 times as long there. A
-quarter of the forward time is the stable sort by pixel and what orders its result by layer; torch's radix sort is so
-fast that dropping fragments early pays only where pixels are covered several times K deep.
+Happened (22 November 2026, under a load of 5 from other work on two cores; the JSON beside this file): on 200x300
+pixels 65536 points take 27-31 ms forward and 11-14 ms backward, that is 8-10 and 20-22 million fragments per second.
+`padded` takes 5-6 times as long forward and 5-8 times backward (8 and 9 on the larger image). On 3000 points the time
+goes to starting small operations and hardly anything is gained over `padded`; `brute` takes 40 times as long there.
+Fragments are ordered by pixel with a counting sort, scipy's change of a sparse matrix from columns to rows: two to
+three times as fast as torch's radix sort and the lookup after it, so that dropping fragments early pays only where
+pixels are covered several times K deep.
 
 Run from the repository root: ``python -m benchmarks.peel``. Writes ``benchmarks/results/peel.json``.
 """

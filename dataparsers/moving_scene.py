@@ -1,8 +1,10 @@
 """A generated multi-view video with known truth, in EasyMocap layout: what r4dv's tests, demo and README train on.
 
     DIR/images/CAM/FRAME.jpg   DIR/masks/CAM/FRAME.png   DIR/intri.yml   DIR/extri.yml   DIR/truth.json
+    DIR/bkgd/CAM.jpg
 
-A toy juggler (or a patchwork ball) moves in a plain studio; cameras stand on two rings around it. Pictures are ray cast
+A toy juggler (or a patchwork ball) moves in a plain studio, or in a furnished room of which there are clean plates
+(``bkgd``: what each camera sees when nobody is there); cameras stand on two rings around it. Pictures are ray cast
 with several samples per pixel; masks hold the share of the samples that hit the subject, 0 to 255. In Python a
 `MovingScene` also gives the centroid and the box of the subject at any time, and the true picture of any camera.
 """
@@ -43,6 +45,8 @@ DISTANCE = 2.9
 """Of the cameras from what they look at, metres."""
 ELEVATIONS = (7.0, 34.0)
 """Degrees above the subject's middle, of the two rings."""
+ROOM_ELEVATIONS = (6.0, 18.0)
+"""The same in the room: cameras of both rings see the walls, so every part of them is seen by several."""
 MAX_FRAMES = 60
 FILL = 0.92
 """Share of the picture's half width or height that the subject reaches at some time in some camera."""
@@ -132,6 +136,10 @@ class MovingScene:
             coverage[part] = hit.float().view(block).mean(dim=0)
         return Picture(rgb, coverage)
 
+    def plate(self, lens: Calibration, w2c: Float[Array, "4 4"], supersample: int = 3) -> Float32[Tensor, "h w 3"]:
+        """The true picture of a camera when nobody is there; arguments as of `render`."""
+        return self.render(lens, w2c, 0, supersample, PosedSubject.absent(self.noise)).rgb
+
 
 def build_moving_scene(
     *,
@@ -152,11 +160,18 @@ def build_moving_scene(
         given = f"{cameras}, {frames}, {size}, {seed}"
         raise ValueError(f"need cameras >= 1, 1 <= frames <= {MAX_FRAMES}, sizes >= 8, seed >= 0, got {given}")
     figure = Juggler() if subject == "juggler" else Ball()
-    return MovingScene(figure, frames, two_rings(figure, cameras, size, seed, distorted), background, Noise(seed))
+    elevations = ROOM_ELEVATIONS if background == "room" else ELEVATIONS
+    rig = two_rings(figure, cameras, size, seed, distorted, elevations)
+    return MovingScene(figure, frames, rig, background, Noise(seed))
 
 
 def two_rings(
-    subject: Subject, cameras: int, size: tuple[int, int], seed: int, distorted: bool
+    subject: Subject,
+    cameras: int,
+    size: tuple[int, int],
+    seed: int,
+    distorted: bool,
+    elevations: tuple[float, float] = ELEVATIONS,
 ) -> dict[str, CameraModel]:
     """Cameras ``00``, ``01``, ... evenly round the subject, on a low and a high ring by turns, each with its own
     focal length and principal point; with ``distorted`` also with its own barrel distortion. The subject stays inside
@@ -168,7 +183,7 @@ def two_rings(
     poses, centres, focal = [], [], np.inf
     for number in range(cameras):
         azimuth = 2 * np.pi * (number + 0.15 * rng.uniform(-1, 1)) / cameras + 0.2
-        elevation = np.radians(ELEVATIONS[number % 2] + rng.uniform(-2, 2))
+        elevation = np.radians(elevations[number % 2] + rng.uniform(-2, 2))
         flat = np.array([np.cos(azimuth), np.sin(azimuth)]) * np.cos(elevation)
         eye = middle + DISTANCE * rng.uniform(0.98, 1.03) * np.array([*flat, np.sin(elevation)])
         poses.append(look_at(eye, middle + rng.uniform(-0.02, 0.02, 3)))
@@ -231,7 +246,7 @@ def make_moving_scene(
         size: (width, height) in pixels.
         seed: of cloth and of the cameras' small differences.
         subject: ``juggler`` or ``ball``.
-        background: ``studio`` (floor with shadow, backdrop) or ``black``.
+        background: ``studio`` (floor with shadow, backdrop), ``black``, or ``room`` (furnished, with clean plates).
         distorted: lenses with barrel distortion, written to intri.yml.
         supersample: sub-samples per pixel and axis.
         progress: show a progress bar.
@@ -258,17 +273,29 @@ def make_moving_scene(
             for frame in range(frames)
         ]
         write_json(draft / "truth.json", {"frames": truth, "bounds": scene.bounds().tolist()})
+
+        def write_plate(camera: CameraModel) -> None:
+            write_image(
+                draft / "bkgd" / f"{camera.name}.jpg", _bytes(scene.plate(camera.lens, camera.w2c, supersample))
+            )
+
+        if background == "room":
+            list(pool.map(write_plate, scene.cameras.values()))
         for frame in track(range(frames), "Rendering frames", disable=not progress):
             posed = scene.posed(frame)
 
             def write_view(camera: CameraModel, frame: int = frame, posed: PosedSubject = posed) -> None:
                 picture = scene.render(camera.lens, camera.w2c, frame, supersample, posed)
                 for kind, suffix, values in (("images", "jpg", picture.rgb), ("masks", "png", picture.coverage)):
-                    pixels = (values * 255).round().clamp(0, 255).to(torch.uint8).numpy()
-                    write_image(draft / kind / camera.name / f"{frame:06d}.{suffix}", pixels)
+                    write_image(draft / kind / camera.name / f"{frame:06d}.{suffix}", _bytes(values))
 
             list(pool.map(write_view, scene.cameras.values()))
     return scene
+
+
+def _bytes(values: Float32[Tensor, "*n"]) -> Array:
+    """[0, 1] as uint8."""
+    return (values * 255).round().clamp(0, 255).to(torch.uint8).numpy()
 
 
 @contextmanager

@@ -1,4 +1,4 @@
-"""The studio of the generated sequences: a lamp, a floor with shadows, a backdrop, and a posed subject in it.
+"""Where the generated sequences are set: a lamp, a studio or a room with shadows, and a posed subject in it.
 
 Colours are linear light until `display`. Every sub-sample of a pixel has its own point on the lamp, which makes the
 edges of shadows soft.
@@ -18,8 +18,9 @@ from torch.nn import functional
 from core_ns.demo_textures import Noise, dot
 from core_ns.raycast import Hits, RayCaster, interpolate, make_caster
 from dataparsers.moving_figure import Part, Pose
+from dataparsers.moving_room import lit_room
 
-Background = Literal["studio", "black"]
+Background = Literal["studio", "black", "room"]
 
 LIGHT = functional.normalize(torch.tensor([0.55, -0.42, 0.95]), dim=0)
 LIGHT_WIDTH = 0.05
@@ -30,6 +31,18 @@ BOUNCE = torch.tensor([0.40, 0.36, 0.34])
 HORIZON = torch.tensor([1.55, 1.52, 1.46])
 ZENITH = torch.tensor([0.42, 0.62, 0.90])
 FLOOR = torch.tensor([[0.72, 0.66, 0.58], [0.52, 0.47, 0.42]])
+
+
+class Nothing:
+    """What rays are cast against where there is no subject (see `core_ns.raycast.RayCaster`)."""
+
+    name = "nothing"
+
+    def cast(self, origins: Float32[Tensor, "n 3"], directions: Float32[Tensor, "n 3"]) -> Hits:
+        """No hit."""
+        count = len(origins)
+        none = torch.zeros(count, dtype=torch.bool)
+        return Hits(none, torch.full((count,), torch.inf), torch.full((count,), -1), torch.zeros(count, 2))
 
 
 @dataclass(frozen=True, eq=False)
@@ -63,6 +76,12 @@ class PosedSubject:
             noise=noise,
         )
 
+    @classmethod
+    def absent(cls, noise: Noise) -> PosedSubject:
+        """Nobody there: for clean plates."""
+        none = torch.zeros(0, 3)
+        return cls((), Nothing(), none.int(), torch.zeros(0, dtype=torch.int64), none, none, noise)
+
     def shade(
         self,
         origins: Float32[Tensor, "n 3"],
@@ -90,9 +109,12 @@ class PosedSubject:
             normals = functional.normalize(interpolate(seen, self.faces, self.normals), dim=-1)
             albedo, gloss = self._paint(seen)
             rgb[index] = self._lit(points, normals, dirs[index], lamp[index], albedo, gloss)
+        index = (~hits.hit).nonzero()[:, 0]
         if background == "studio":
-            index = (~hits.hit).nonzero()[:, 0]
             rgb[index] = self._surroundings(origins[index], dirs[index], lamp[index])
+        elif background == "room":
+            behind = origins[index], dirs[index], lamp[index]
+            rgb[index] = display(lit_room(*behind, LIGHT_COLOUR, self.noise, self._sunlit))
         return rgb, hits.hit
 
     def _paint(self, seen: Hits) -> tuple[Tensor, Tensor]:

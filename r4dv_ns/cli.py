@@ -12,7 +12,11 @@ import tyro
 from core_ns.console import run_command
 from core_ns.errors import DataError
 from dataparsers.easymocap_options import SequenceOptions
+from r4dv_ns.background_command import BackgroundInit
+from r4dv_ns.charge_command import Charge
 from r4dv_ns.hull_meta import HullOptions
+from r4dv_ns.path_command import CameraPathCommand
+from r4dv_ns.process_command import Process
 
 
 @dataclass
@@ -72,6 +76,8 @@ class DemoScene:
     """Width and height of the photos."""
     subject: Literal["juggler", "ball"] = "juggler"
     """What moves."""
+    background: Literal["studio", "room"] = "studio"
+    """room: textured walls behind the subject, things in front of it, and clean plates (for r4dv-bg)."""
     distorted: bool = False
     """Lenses with barrel distortion."""
     seed: int = 0
@@ -86,9 +92,10 @@ class DemoScene:
             raise DataError("options", "cameras, frames, size, seed", "are out of range.", remedy)
         make_moving_scene(
             self.output_dir, self.cameras, self.frames, self.size, self.seed,
-            subject=self.subject, distorted=self.distorted, progress=True,
+            subject=self.subject, background=self.background, distorted=self.distorted, progress=True,
         )  # fmt: skip
-        print(f"Train: ns-train r4dv-tiny --data {shlex.quote(str(self.output_dir))}")
+        method = "r4dv-tiny" if self.background == "studio" else "r4dv-bg-tiny"
+        print(f"Train: ns-train {method} --data {shlex.quote(str(self.output_dir))}")
         return 0
 
 
@@ -168,6 +175,10 @@ Command = Union[
     Annotated[DemoScene, tyro.conf.subcommand("demo-scene")],
     Annotated[Convert, tyro.conf.subcommand("convert")],
     Annotated[Cameras, tyro.conf.subcommand("cameras")],
+    Annotated[Process, tyro.conf.subcommand("process")],
+    Annotated[BackgroundInit, tyro.conf.subcommand("bg-init")],
+    Annotated[Charge, tyro.conf.subcommand("charge")],
+    Annotated[CameraPathCommand, tyro.conf.subcommand("path")],
 ]
 
 

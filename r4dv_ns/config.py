@@ -23,6 +23,11 @@ allow_numpy_scalars()
 STEPS_PER_FRAME, FEWEST_STEPS, MOST_STEPS, FULL_SCHEDULE = 1500, 10_000, 300_000, 800_000
 
 
+def steps_for(frames: int) -> int:
+    """Training steps for a recording (spec r4dv 4.8)."""
+    return min(max(STEPS_PER_FRAME * frames, FEWEST_STEPS), MOST_STEPS)
+
+
 @dataclass
 class FusedAdamOptimizerConfig(AdamOptimizerConfig):
     """Adam in one pass over the parameters: a ninth of the time on the planes (benchmarks/planes.py)."""
@@ -35,12 +40,15 @@ class R4DVTrainer(ZooTrainer):
     """Learning rates of positions are for a scene of the original's size; here they grow with the box."""
 
     def setup_optimizers(self) -> Optimizers:
-        """As nerfstudio's, the points' rate scaled by the diagonal of the box over 2 m (spec r4dv 2.3, 4.3)."""
+        """As nerfstudio's, the rate of all points scaled by the diagonal of the box over 2 m (spec r4dv 2.3, 4.3)."""
         model: Any = self.pipeline.model
         given = self.config.optimizers
-        points = given["points"]
-        scaled = replace(points["optimizer"], lr=points["optimizer"].lr * model.scale)
-        self.config.optimizers = given | {"points": points | {"optimizer": scaled}}
+        scaled = {}
+        for name in given:
+            if name.endswith("points"):
+                optimizer = given[name]["optimizer"]
+                scaled[name] = given[name] | {"optimizer": replace(optimizer, lr=optimizer.lr * model.scale)}
+        self.config.optimizers = given | scaled
         try:
             return super().setup_optimizers()
         finally:
@@ -59,6 +67,13 @@ class R4DVTrainerConfig(ZooTrainerConfig):
     dry_run: bool = False
     """Check the recording, print what the training will need in memory and on disk, and stop. Nothing is written."""
 
+    def _settle_steps(self, frames: int) -> None:
+        """Put numbers in the place of what was left open, for a recording of so many frames."""
+        if self.full_schedule:
+            self.max_num_iterations = FULL_SCHEDULE
+        elif self.max_num_iterations <= 0:
+            self.max_num_iterations = steps_for(frames)
+
     def save_config(self) -> None:
         """As `ZooTrainerConfig`'s; the number of steps is settled before.
 
@@ -72,10 +87,7 @@ class R4DVTrainerConfig(ZooTrainerConfig):
             # An optimized/ folder that appears later must not change the cameras of this run.
             refined = sequence.calibration_dir.name == "optimized"
             pipeline.datamanager.dataparser.cameras = "optimized" if refined else "plain"
-            if self.full_schedule:
-                self.max_num_iterations = FULL_SCHEDULE
-            elif self.max_num_iterations <= 0:
-                self.max_num_iterations = min(max(STEPS_PER_FRAME * frames, FEWEST_STEPS), MOST_STEPS)
+            self._settle_steps(frames)
             if self.dry_run:
                 on_gpu = self.machine.device_type == "cuda"
                 kept = 1 if self.save_only_latest_checkpoint else self.max_num_iterations // self.steps_per_save + 1
@@ -158,13 +170,19 @@ r4dv_tiny = MethodSpecification(
         steps_per_save=500,
         steps_per_eval_image=100_000,
         steps_per_eval_all_images=100_000,
-        max_num_iterations=800,
+        max_num_iterations=600,
         pipeline=R4DVPipelineConfig(
             datamanager=R4DVDataManagerConfig(
                 dataparser=EasyMocapDataParserConfig(max_side=320), hull=HullOptions(points=16384), crop_pad=8
             ),
             model=R4DVModelConfig(
-                layers=10, plane_levels=2, cnn_grad_warmup=100, cnn_grad_every=20, loss=LossWeights(mask=1e-2)
+                layers=10,
+                plane_levels=2,
+                cnn_grad_warmup=80,
+                cnn_grad_every=20,
+                loss=LossWeights(mask=1e-2),
+                occlusion=True,
+                occlusion_every=100,
             ),
         ),
         optimizers=_groups(points=5e-4),

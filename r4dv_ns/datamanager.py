@@ -241,6 +241,11 @@ class R4DVDataManager(FullImageDatamanager, VanillaDataManager):
             yield frame, view
             yield from ((frame, source) for source in sources)
 
+    def target(self, step: int, frame: int, view: int) -> Crop:
+        """The photo that a step compares with. Raises DataError when it cannot be decoded."""
+        crop = self.source_bank.crop(frame, view)
+        return crop.around_mask(self.config.crop_pad) if self.config.crop_to_mask else crop
+
     def next_train(self, step: int) -> tuple[Cameras, dict[str, Any]]:
         """One target: its cropped pinhole camera [1] and its photo.
 
@@ -253,9 +258,7 @@ class R4DVDataManager(FullImageDatamanager, VanillaDataManager):
         """
         frame, view, sources = self.draw(step)
         self.source_bank.prefetch(self._photos_of(step, max(self.config.frame_block, 2)))
-        crop = self.source_bank.crop(frame, view)
-        if self.config.crop_to_mask:
-            crop = crop.around_mask(self.config.crop_pad)
+        crop = self.target(step, frame, view)
         index = frame * len(self.source_bank.views) + self.source_bank.views.index(view)
         batch = photo_batch(crop, index=index, view=view, frame=frame, device=self.device)
         camera = cropped_camera(self.train_dataset.cameras[index : index + 1], crop)

@@ -53,6 +53,8 @@ def pinhole(camera: Cameras, any_kind: bool = False) -> Drawing:
             "Choose the camera type perspective.",
         )  # fmt: skip
     c2w = camera.camera_to_worlds.reshape(-1, 3, 4)[0]
+    if not c2w.is_floating_point():  # a path whose JSON says 1, not 1.0
+        c2w = c2w.float()
     rotation = (c2w[:, :3] * c2w.new_tensor([1.0, -1.0, -1.0])).T
     w2c = torch.eye(4, dtype=c2w.dtype, device=c2w.device)
     w2c[:3, :3], w2c[:3, 3] = rotation, -rotation @ c2w[:, 3]
@@ -78,8 +80,11 @@ def draw(
         points_camera, radius * look.radius_scale, alpha, colour, fx=fx, fy=fy, cx=cx, cy=cy, height=drawing.height,
         width=drawing.width, layers=look.layers, min_radius=config.min_pixel_radius, backend=look.backend,  # type: ignore[arg-type]
     )  # fmt: skip
-    if not look.solid:
-        return seen
+    return solid(seen) if look.solid else seen
+
+
+def solid(seen: Peeled) -> Peeled:
+    """The same without transparency, for `Look.solid`."""
     hit = seen.accumulation > 1e-4
     opaque = seen.color / seen.accumulation.clamp_min(1e-4)[..., None] * hit[..., None]
     return seen._replace(color=opaque, accumulation=hit.to(seen.accumulation))

@@ -58,7 +58,10 @@ class R4DVModelConfig(ModelConfig):
     source_metric: Literal["distance", "angle"] = "distance"
     """How the nearest photos are found: distance of the cameras, or angle around the middle of the box."""
     occlusion: bool = False
-    """Outside training, lower the weight of photos from which something hides the point."""
+    """Lower the weight of photos from which something hides the point."""
+    occlusion_every: int = 0
+    """In training too: where the surface is seen from a photo is found anew every so many steps (or a part of them, so
+    that a checkpoint falls on a beginning). 0: outside training only, as the original's."""
     plane_levels: int = 4
     """Resolutions of the planes: 64, 128, ..."""
     plane_base: int = 64

@@ -11,12 +11,17 @@ full drop the fragments of later pieces, and discs that touch full pixels only a
 
 from __future__ import annotations
 
+import importlib
 import math
-from typing import NamedTuple
+from functools import cache
+from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 from jaxtyping import Float, Int, Int32, Int64
 from torch import Tensor
+
+from core_ns.errors import is_importable
 
 MIN_ALPHA = 1e-4
 """Points less opaque than this are left out (spec r4dv 4.6)."""
@@ -274,13 +279,32 @@ def _by_layer(
     first_pixel: int,
 ) -> Layers:
     """Sort fragments by pixel, keep the first ones of each, and order them by layer."""
-    order = _stable_order(pixel)
     used = (counts if layers is None else counts.clamp_max(layers)).int()
     # Pixels with more than k fragments, for each k.
     sizes = torch.bincount(used)[1:].flip(0).cumsum(0).flip(0).tolist()
     if not sizes:
-        return Layers(order, owner, [])
-    hit = _stable_order(len(sizes) - used)[: sizes[0]]
+        return Layers(counts.new_zeros(0), owner, [])
+    owner = _grouped(pixel, owner, len(counts))
+    every = torch.arange(len(used), dtype=torch.int32, device=used.device)
+    hit = _grouped(len(sizes) - used, every, len(sizes) + 1)[: sizes[0]].long()
     first = (counts.cumsum(0) - counts).index_select(0, hit)
     place = torch.cat([first[:size] + k for k, size in enumerate(sizes)])
-    return Layers(hit + first_pixel, owner.index_select(0, order.index_select(0, place)), sizes)
+    return Layers(hit + first_pixel, owner.index_select(0, place), sizes)
+
+
+def _grouped(keys: Int32[Tensor, "n"], values: Int32[Tensor, "n"], count: int) -> Int32[Tensor, "n"]:
+    """Values in the order of their keys, which are below ``count``; those of equal keys keep their order."""
+    sparse = _sparse() if keys.device.type == "cpu" else None
+    if sparse is None:
+        return values.index_select(0, _stable_order(keys))
+    # Turning a sparse matrix from columns to rows is a counting sort that carries the values along: on a CPU two to
+    # three times as fast as torch's sort and a lookup.
+    starts = np.arange(len(keys) + 1, dtype=np.int32)
+    columns = sparse.csc_matrix((values.numpy(), keys.numpy(), starts), shape=(count, len(keys)), copy=False)
+    return torch.from_numpy(columns.tocsr().data)
+
+
+@cache
+def _sparse() -> Any:
+    """scipy's sparse matrices; None where the package is absent: torch's sort gives the same, later."""
+    return importlib.import_module("scipy.sparse") if is_importable("scipy.sparse") else None

@@ -64,7 +64,13 @@ class R4DVPipelineConfig(ZooPipelineConfig):
             sources=manager.sources, layers=model.layers, cache_bytes=int(manager.cache_gb * 1e9),
             workers=manager.workers, bounds=box if manager.crop_to_bounds else None, pad=manager.crop_pad,
             checkpoints=checkpoints, hulls_exist=known is not None, folder=output_dir, on_gpu=on_gpu,
+            still_points=self.still_points,
         )  # fmt: skip
+
+    @property
+    def still_points(self) -> int:
+        """Points that all frames have in common."""
+        return 0
 
     def check_data(self) -> None:
         """Open the sequence and make the hulls, so that what is wrong with either is said before a run folder exists.

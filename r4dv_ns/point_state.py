@@ -7,10 +7,12 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Callable, Hashable
+from collections.abc import Sequence as Items
 from dataclasses import dataclass
 from typing import Any
 
-from jaxtyping import Bool, Float
+import torch
+from jaxtyping import Bool, Float, UInt8
 from torch import Tensor
 
 
@@ -28,6 +30,31 @@ class PointState:
     alpha: Float[Tensor, "n"]
     coefficients: Float[Tensor, "n 3 k"]
     """Spherical harmonics of the view-dependent colour."""
+    branch: UInt8[Tensor, "n"] | None = None
+    """0: subject, 1: background; None where there is nothing but the subject."""
+
+
+@dataclass(frozen=True)
+class JointState(PointState):
+    """Points of several branches, one after the other; ``features`` are empty, those of the parts differ in length."""
+
+    parts: tuple[PointState, ...] = ()
+
+
+def joined(parts: Items[PointState]) -> JointState:
+    """The points of all parts (the first is the subject), in this order."""
+    xyz = torch.cat([part.xyz for part in parts])
+    counts = torch.tensor([len(part.xyz) for part in parts], device=xyz.device)
+    return JointState(
+        xyz=xyz,
+        displacement=None,
+        features=xyz[:, :0],
+        radius=torch.cat([part.radius for part in parts]),
+        alpha=torch.cat([part.alpha for part in parts]),
+        coefficients=torch.cat([part.coefficients for part in parts]),
+        branch=torch.arange(len(parts), dtype=torch.uint8, device=xyz.device).repeat_interleave(counts),
+        parts=tuple(parts),
+    )
 
 
 @dataclass(frozen=True)
@@ -39,8 +66,17 @@ class Sighting:
     visible: Bool[Tensor, "n"]
 
 
+@dataclass(frozen=True)
+class Front:
+    """The surface that one source camera saw."""
+
+    depth: Float[Tensor, "h w"]
+    accumulation: Float[Tensor, "h w"]
+
+
 def _bytes(value: Any) -> int:
-    return sum(part.nbytes for part in vars(value).values() if isinstance(part, Tensor))
+    own = sum(part.nbytes for part in vars(value).values() if isinstance(part, Tensor))
+    return own + sum(_bytes(part) for part in getattr(value, "parts", ()))
 
 
 class StateCache:

@@ -21,11 +21,18 @@ def run(*arguments) -> int:
     return int(end.value.code or 0)
 
 
-@pytest.mark.parametrize("command", ["", "hull", "demo-scene", "convert", "cameras"])
+COMMANDS = ("hull", "demo-scene", "convert", "cameras", "process", "bg-init", "charge", "path")
+DEEPER = (
+    *(f"process {action}" for action in ("images", "masks", "encode", "plates", "link-backgrounds")),
+    *(f"charge {action}" for action in ("bake", "info", "verify", "open", "mobile", "import")),
+)
+
+
+@pytest.mark.parametrize("command", ["", *COMMANDS, *DEEPER])
 def test_help(command, capsys):
-    assert run(*filter(None, [command]), "--help") == 0
+    assert run(*command.split(), "--help") == 0
     shown = capsys.readouterr().out
-    for word in [command] if command else ["hull", "demo-scene", "convert", "cameras"]:
+    for word in [command] if command else COMMANDS:
         assert word in shown
 
 

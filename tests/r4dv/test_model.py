@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import math
 import shutil
+from dataclasses import replace
 from itertools import pairwise
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -34,7 +36,7 @@ def model(run) -> Any:
     run.pipeline.eval()
     yield run.pipeline.model
     run.pipeline.model.config.time_mode, run.pipeline.model.config.background = "nearest", 0.0
-    run.pipeline.model.config.occlusion = False
+    run.pipeline.model.config.occlusion = True
     run.pipeline.model._cache._values.clear()
 
 
@@ -253,7 +255,41 @@ def test_cached_photo_features_are_those_of_a_fresh_look(run, model):
     model.eval()
 
 
+def test_training_takes_the_surface_of_the_last_steps(model):
+    """Found with the first step after a checkpoint, kept for a while, then found anew; no gradient."""
+    views, model._occlusion_period = model.sources.views[:2], 10
+    photos, state = model._photos(0, views), model.state(0, 0.0)
+    behind = replace(state, radius=state.radius / 4)  # a thinner surface: other points count as hidden
+    kept = model.step
+    try:
+        model.step = 21
+        first = model.hidden_in_training(0, photos, state)
+        assert torch.equal(first, torch.stack([model._hidden(photo, state) for photo in photos]))
+        assert 0 < (first > 0).float().mean() < 0.9
+        assert not first.requires_grad
+        model.step = 30
+        front = model._front(photos[0], state)
+        assert torch.equal(model.hidden_in_training(0, photos, behind)[0], model._hidden(photos[0], behind, front))
+        model.step = 31
+        fresh = model._hidden(photos[0], behind)
+        assert torch.equal(model.hidden_in_training(0, photos, behind)[0], fresh)
+        assert not torch.equal(fresh, model._hidden(photos[0], behind, front))
+        model.config.occlusion = False
+        assert model.hidden_in_training(0, photos, state) is None
+    finally:
+        model.step = kept
+
+
+@pytest.mark.parametrize(("saved", "period"), [(500, 100), (250, 50), (70, 70), (7, 7)])
+def test_a_surface_for_training_never_outlasts_a_checkpoint(model, saved, period):
+    model._occlusion_period = model.config.occlusion_every
+    trainer = SimpleNamespace(config=SimpleNamespace(steps_per_save=saved))
+    model.get_training_callbacks(SimpleNamespace(trainer=trainer))
+    assert model._occlusion_period == period
+
+
 def test_hidden_photos_count_less_where_asked(run, model):
+    model.config.occlusion = False
     before = model.get_outputs_for_camera(camera(run))["rgb"]
     model.config.occlusion = True
     model._cache._values.clear()

@@ -398,3 +398,15 @@ def test_imports_with_torch_alone():
     )
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
     assert "torch.Size([2, 2, 3])" in result.stdout, result.stderr[-2000:]
+
+
+@pytest.mark.parametrize("count", [1, 5, 4000])
+def test_grouping_by_counting_is_a_stable_sort(count, monkeypatch):
+    generator = torch.Generator().manual_seed(count)
+    keys = torch.randint(0, count, (20000,), generator=generator, dtype=torch.int32)
+    values = torch.arange(20000, dtype=torch.int32).flip(0)
+    counted = peel_fragments._grouped(keys, values, count)
+    monkeypatch.setattr(peel_fragments, "_sparse", lambda: None)
+    assert torch.equal(counted, peel_fragments._grouped(keys, values, count))
+    assert torch.equal(counted, values[keys.sort(stable=True).indices])
+    assert len(peel_fragments._grouped(keys[:0], values[:0], count)) == 0
