@@ -2,23 +2,26 @@
 
 Question: is the real-time path five times as fast as the exact one at 0.1 dB at most?
 
-A ``diver-tiny`` run of the generated object (60 photos of 200x200) is trained at grids of 64 and 128 (coarse grid 16
-and 32), and its table is compared twice: as the explicit stage trains it, where every voxel that the coarse stage left
-occupied is kept (what the viewer shows during a run, and what a run of the original leaves), and after the final
-pruning. There are two exact paths: ours, with the two-level walk, and the same with the original's traversal, which
+A ``diver-tiny`` run of the generated object (60 photos of 200x200) is trained at grids of 64, 128 and 256 (coarse grid
+a quarter of it), and its table is compared twice: as the explicit stage trains it, where every voxel that the coarse
+stage left occupied is kept (what the viewer shows during a run, and what a run of the original leaves), and after the
+final pruning. There are two exact paths: ours, with the two-level walk, and the same with the original's traversal, which
 sorts the crossings of all grid planes (`walk_sorted`). All draw the same held-out views in turn at 400x400; the clock
 covers one whole picture, ray set-up included; the medians' ratio counts, on one thread in processor time. PSNR is
 against the photo at its own 200x200.
 
-Predicted: 5 against the exact path. Happened (21 November 2026, beside other jobs): not reached. At 64^3 2.6 times the
-exact path's rays per second before the pruning and 1.75 after it; at 128^3 2.7 and 2.0. Against the original's
-traversal 3.3 and 3.6 at 64^3, 3.9 and 4.5 at 128^3. The picture is the same to 0.003 dB. Two things have taken the
-gain away: pruning leaves 4.8 to 8.3 voxels per ray, of which rays need 2.7 to 5.4 until they end, and the exact path
-shares the walk over occupied cells and the fused integral. Of the real-time path's time 20 % is the integral, 17 % the
-march, 22 % the decoder; the rest moves hits between rays and sums. On opaque solids, where rays end at once, the ratio
-is 22, on a shell of six voxels 5. On a CPU the factor of trained models is 2; five is wrong for them.
+Predicted: 5 against the exact path. Happened (21 and 22 November 2026, beside other jobs): only against the exact path
+with the original's traversal, and only at 256^3. Ratio to our exact path, before and after the pruning: 64^3 2.6 and
+1.75, 128^3 2.7 and 2.0, 256^3 2.2 and 1.65. To the exact path with the original's traversal: 3.3 and 3.6, 3.9 and 4.5,
+4.0 and 5.2. The pictures are the same to 0.01 dB. Two things have taken the gain away: pruning leaves 4.8 to 12.4
+voxels per ray, of which rays need 2.7 to 8.8 until they end, and the exact path shares the walk over occupied cells and
+the fused integral. Of the real-time path's time 20 % is the integral, 17 % the march, 22 % the decoder; the rest moves
+hits between rays and sums. On opaque solids, where rays end at once, the ratio is 22, on a shell of six voxels 5. The
+right thresholds for a trained, pruned model on a CPU: 1.6 against our own exact path, 5 at 256^3 against the
+original's traversal.
 
-Run: ``python benchmarks/realtime_renderer.py``; about 10 minutes, most of it training. Writes
+Run: ``python benchmarks/realtime_renderer.py``; about 10 minutes, most of it training (the row of 256^3: ``--grids 256
+--steps 1500 500 800``, half an hour more; fewer coarse steps leave nothing occupied at that size). Writes
 benchmarks/results/realtime_renderer.json.
 """
 

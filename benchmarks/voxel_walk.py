@@ -11,13 +11,13 @@ by `embedding_bag` with its own gradient, and by `embedding_bag` with an `index_
 Predicted: without a mask `walk` is 2-4 times as fast (numpy's vectorised sort instead of torch's), at least 10 million
 segments per second; with the shell at 256 voxels 10 times or more per ray, because the sort sees 5 % of the planes.
 
-Happened (21 November 2026, under a load of 3-5 from other work on two cores; the JSON beside this file): with the shell
-`walk` is 6.5 times as fast at 64^3 cells (46.6 against 302 ms for 8192 rays) and 4.4 times at 256^3, less than
-predicted: placing and writing the kept segments costs more than finding them. Without a mask it gains only a fifth, for
-the same reason: 9-11 million segments per second. The shell gives 4-6 million, since most of its cuts lie in cells that
-turn out empty. With the table's gradient `integrate` takes 41-52 % of
-the time of `embedding_bag` and 38-49 % of that with `index_add_`. The walk takes 12-41 % of that step of the integral,
-but as long as its forward part alone, or longer, where most cells are empty.
+Happened (21 November 2026, idle cores; the JSON beside this file): with the shell `walk` is 5.9 times as fast at 64^3
+cells (47.8 against 281 ms for 8192 rays) and 5.5 times at 256^3, less than predicted: placing and writing the kept
+segments costs more than finding them. Without a mask it gains 7 % at 64 and a third at 256 voxels, for the same reason:
+8 and 13 million segments per second. The shell gives 4.6-5.5 million, since most of its cuts lie in cells that turn out
+empty. With the table's gradient `integrate` takes 40-49 % of the time of `embedding_bag` and 40-46 % of that with
+`index_add_`. The walk takes 10-43 % of that step of the integral, but longer than its forward part alone where most
+cells are empty.
 
 Run from the repository root: ``python -m benchmarks.voxel_walk``. Writes ``benchmarks/results/voxel_walk.json``.
 """
