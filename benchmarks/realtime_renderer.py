@@ -5,9 +5,9 @@ Question: is the real-time path five times as fast as the exact one at 0.1 dB at
 A ``diver-tiny`` run of the generated object (60 photos of 200x200) is trained at grids of 64, 128 and 256 (coarse grid
 a quarter of it), and its table is compared twice: as the explicit stage trains it, where every voxel that the coarse
 stage left occupied is kept (what the viewer shows during a run, and what a run of the original leaves), and after the
-final pruning. There are two exact paths: ours, with the two-level walk, and the same with the original's traversal, which
-sorts the crossings of all grid planes (`walk_sorted`). All draw the same held-out views in turn at 400x400; the clock
-covers one whole picture, ray set-up included; the medians' ratio counts, on one thread in processor time. PSNR is
+final pruning. There are two exact paths: ours, with the two-level walk, and the same with the original's traversal,
+which sorts the crossings of all grid planes (`walk_sorted`). All draw the same held-out views in turn at 400x400; the
+clock covers one whole picture, ray set-up included; the medians' ratio counts, on one thread in processor time. PSNR is
 against the photo at its own 200x200.
 
 Predicted: 5 against the exact path. Happened (21 and 22 November 2026, beside other jobs): only against the exact path
