@@ -45,7 +45,7 @@ DISTANCE = 2.9
 """Of the cameras from what they look at, metres."""
 ELEVATIONS = (7.0, 34.0)
 """Degrees above the subject's middle, of the two rings."""
-ROOM_ELEVATIONS = (6.0, 18.0)
+ROOM_ELEVATIONS = (4.0, 11.0)
 """The same in the room: cameras of both rings see the walls, so every part of them is seen by several."""
 MAX_FRAMES = 60
 FILL = 0.92

@@ -95,6 +95,31 @@ def outside(points: Float[Array, "n 3"], box: Float[Array, "2 3"]) -> Bool[Array
     return ((points < box[0]) | (points > box[1])).any(axis=1)
 
 
+def evenly(points: Float[Array, "n 3"], count: int, middle: Float[Array, "3"], radius: float) -> Int64[Array, "m"]:
+    """Rows of at most ``count`` points that cover space evenly: one in each cell of a grid, the first there is.
+
+    What many cameras see is measured many times, and would otherwise get most of the points. Beyond ``radius`` cells
+    grow with the distance from ``middle``.
+    """
+    offset = points - middle
+    far = np.maximum(np.linalg.norm(offset, axis=1) / radius, 1.0)[:, None]
+    place = offset / far * (1 + np.log(far))  # directions stay; distances go on as logarithms
+    low, high = 0.0, 2 * float(np.abs(place).max(initial=1e-9))
+    chosen = np.arange(len(points))
+    if len(points) <= count:
+        return chosen
+    for _ in range(20):
+        cell = (low + high) / 2
+        _, first = np.unique(np.floor(place / cell).astype(np.int64), axis=0, return_index=True)
+        if len(first) <= count:
+            chosen, high = np.sort(first), cell
+            if len(first) > 0.97 * count:
+                break
+        else:
+            low = cell
+    return chosen
+
+
 def lonely(points: Float[Array, "n 3"], neighbours: int = 8, factor: float = 6.0) -> Bool[Array, "n"]:
     """Points whose mean distance to their nearest others is above ``factor`` times the median of those distances,
     measured relative to the distance from the middle of the cloud: far points may be far apart."""

@@ -18,8 +18,8 @@ from scipy.spatial import KDTree
 from dataparsers.easymocap_plates import Plates
 from dataparsers.easymocap_sequence import Sequence
 from dataparsers.point_ply import PointCloud
-from r4dv_ns.background_depth import DepthView, confirmations, contradictions, lonely, neighbours
-from r4dv_ns.background_points import BackgroundOptions, _nothing, thinned
+from r4dv_ns.background_depth import DepthView, confirmations, contradictions, evenly, lonely, neighbours
+from r4dv_ns.background_points import BackgroundOptions, _nothing
 from r4dv_ns.joint_sources import DILATION, widened
 
 Array = np.ndarray
@@ -37,6 +37,10 @@ FEWEST = 100
 """With no more anchors than this all likely points are taken."""
 REACH = 5.0
 """Usual gaps between anchors within which points are believed."""
+GAP = 2
+"""Pixels between points that are no hole."""
+BEYOND = 1.15
+"""Radius of the sphere that nothing is guessed in, in distances of the farthest camera from the subject."""
 LARGEST = 640
 """Longest side of the pictures that are compared."""
 
@@ -72,18 +76,20 @@ def swept_points(sequence: Sequence, options: BackgroundOptions, plates: Plates)
         DepthView(still.K, still.w2c, depth, still.image.round().astype(np.uint8))
         for still, depth in zip(stills, depths, strict=True)
     ]
-    rows = thinned(_agreed(views, [still.valid for still in stills], options), options)
+    rows = _agreed(views, [still.valid for still in stills], sequence.bounds.mean(axis=0), options)
     if not len(rows):
         raise _nothing(sequence, "photos agree nowhere outside the masks")
     return PointCloud(rows[:, :3], rows[:, 3:].astype(np.uint8))
 
 
-def _agreed(views: list[DepthView], shown: list[Bool[Array, "h w"]], options: BackgroundOptions) -> Float[Array, "n 6"]:
+def _agreed(
+    views: list[DepthView], shown: list[Bool[Array, "h w"]], middle: Float[Array, "3"], options: BackgroundOptions
+) -> Float[Array, "n 6"]:
     """Positions and colours of points to start from.
 
-    Anchors are points that two cameras confirm and no two contradict. Others count where more cameras confirm than
-    contradict them, or where none says anything (bare walls are seldom confirmed), but only near an anchor: what
-    floats alone is a mistake, and would hang before some camera.
+    Anchors are points that two cameras confirm (three, inside the sphere that the cameras stand on) and no two
+    contradict. Others count where more cameras confirm than contradict them, or where none says anything (bare walls
+    are seldom confirmed), but only near an anchor: what floats alone is a mistake, and would hang before some camera.
     """
     found, votes = [], []
     for number, view in enumerate(views):
@@ -93,57 +99,90 @@ def _agreed(views: list[DepthView], shown: list[Bool[Array, "h w"]], options: Ba
     points, confirmed = np.concatenate(found), np.concatenate(votes)
     against = contradictions(views, points)
     likely = ((confirmed > 0) & (against <= confirmed)) | (against == 0)
-    anchors = (confirmed > 1) & (against < 2)
-    if np.count_nonzero(anchors) > FEWEST:
-        likely &= near_anchors(points, points[anchors])
+    radius = _cameras_sphere(views, middle)
+    inside = np.linalg.norm(points - middle, axis=1) < radius
+    for place, least in ((~inside, 2), (inside, 3)):
+        anchors = (confirmed >= least) & (against < 2)
+        if np.count_nonzero(anchors) > FEWEST:
+            likely &= ~place | near_anchors(points, points[anchors])
     ends = np.cumsum([len(part) for part in found])
     trusted = []
     for view, part in zip(views, np.split(likely, ends[:-1]), strict=True):
         kept = view.depth.copy()
         kept[view.known] = np.where(part, kept[view.known], 0.0)
         trusted.append(replace(view, depth=kept))
-    return np.concatenate([_rows(trusted, None, options), _rows(filled(trusted, shown), trusted, options)])
+    sure = _rows(trusted)
+    bare = [area & ~covered(view, sure[:, :3]) for view, area in zip(trusted, shown, strict=True)]
+    guessed = _rows(filled(trusted, bare, middle))
+    guessed = guessed[contradictions(trusted, guessed[:, :3]) == 0]
+    found = np.concatenate([sure, guessed])  # where both are, what is trusted comes first
+    found = found[evenly(found[:, :3], options.points, middle, radius)]
+    return found[~lonely(found[:, :3])]
 
 
-def filled(views: list[DepthView], shown: list[Bool[Array, "h w"]]) -> list[DepthView]:
-    """Depths for the pixels that have none: that of the nearest pixel with one in the same picture, else of any.
+def covered(view: DepthView, points: Float[Array, "n 3"]) -> Bool[Array, "h w"]:
+    """Pixels with a point within `GAP` pixels."""
+    camera = points @ view.w2c[:3, :3].T + view.w2c[:3, 3]
+    camera = camera[camera[:, 2] > 1e-9]
+    column, row = np.floor((camera @ view.K.T)[:, :2] / camera[:, 2:]).clip(-1, 1 << 20).astype(np.int64).T
+    height, width = view.depth.shape
+    inside = (column >= 0) & (column < width) & (row >= 0) & (row < height)
+    hit = np.zeros((height, width), np.uint8)
+    hit[row[inside], column[inside]] = 255
+    return widened(hit, GAP)
 
-    Walls that only one camera sees stand on a floor that several see: without this they would stay holes.
+
+def filled(views: list[DepthView], shown: list[Bool[Array, "h w"]], middle: Float[Array, "3"]) -> list[DepthView]:
+    """Depths for the pixels that have none: that of the nearest pixel with one in the same picture, else of any; but
+    beyond the sphere on which the cameras stand.
+
+    Walls that only one camera sees would stay holes without this. A guess inside the sphere would hang before the
+    cameras on the other side.
 
     Args:
-        shown: pixels that show the background.
+        shown: pixels that want one.
+        middle: what the cameras stand around, world.
 
     Returns:
         Views that know the missing pixels alone.
     """
     known = np.concatenate([view.depth[view.known] for view in views])
     usual = float(np.median(known)) if len(known) else 0.0
+    radius = _cameras_sphere(views, middle)
     result = []
     for view, area in zip(views, shown, strict=True):
         depth = np.full(view.depth.shape, usual)
         if view.known.any():
             place = distance_transform_edt(~view.known, return_distances=False, return_indices=True)
             depth = view.depth[tuple(np.asarray(place))]
+        depth = np.maximum(depth, _exit_depths(view, middle, radius))
         result.append(replace(view, depth=np.where(area & ~view.known, depth, 0.0)))
     return result
 
 
-def _rows(views: list[DepthView], trusted: list[DepthView] | None, options: BackgroundOptions) -> Float[Array, "n 6"]:
-    """Positions and colours of all known pixels, none of them alone, thinned to what is wanted.
+def _cameras_sphere(views: list[DepthView], middle: Float[Array, "3"]) -> float:
+    """Radius within which all cameras stand, and a little more."""
+    return BEYOND * max(float(np.linalg.norm(view.centre - middle)) for view in views)
 
-    Args:
-        trusted: cameras that must not look through a point; None: do not ask.
-    """
+
+def _exit_depths(view: DepthView, middle: Float[Array, "3"], radius: float) -> Float[Array, "h w"]:
+    """Depth along the axis at which each pixel's ray leaves a sphere that the camera stands in."""
+    height, width = view.depth.shape
+    rows, columns = np.mgrid[:height, :width] + 0.5
+    rays = np.stack([columns, rows, np.ones_like(rows)], axis=-1) @ np.linalg.inv(view.K).T @ view.w2c[:3, :3]
+    offset = view.centre - middle
+    # |offset + t ray|^2 = radius^2; rays are 1 long along the axis, so t is the depth.
+    square, along = np.square(rays).sum(axis=-1), rays @ offset
+    return (np.sqrt(along**2 + square * (radius**2 - offset @ offset)) - along) / square
+
+
+def _rows(views: list[DepthView]) -> Float[Array, "n 6"]:
+    """Positions and colours of all known pixels."""
     parts = []
     for view in views:
         rows, columns = np.nonzero(view.known)
         parts.append(np.column_stack([view.points(rows, columns), view.rgb[rows, columns]]))
-    found = np.concatenate(parts)
-    if trusted is not None:
-        found = found[contradictions(trusted, found[:, :3]) == 0]
-        found = thinned(found, replace(options, points=max(options.points // 3, 1)))
-    chosen = thinned(found, options)
-    return chosen[~lonely(chosen[:, :3])]
+    return np.concatenate(parts)
 
 
 def near_anchors(points: Float[Array, "n 3"], anchors: Float[Array, "m 3"]) -> Bool[Array, "n"]:

@@ -8,7 +8,7 @@ import torch
 
 from core_ns.demo_scenes import look_at
 from dataparsers.moving_room import strike
-from r4dv_ns.background_depth import DepthView, confirmations, lonely, neighbours, outside
+from r4dv_ns.background_depth import DepthView, confirmations, contradictions, evenly, lonely, neighbours, outside
 
 
 def camera(angle: float, size: tuple[int, int] = (48, 36)) -> DepthView:
@@ -89,6 +89,29 @@ def test_unknown_depths_give_no_points_and_no_votes(views):
 def test_neighbours_stand_nearest(views):
     assert neighbours(views, 0, 3) == [1, 2, 3]
     assert set(neighbours(views, 2, 2)) == {1, 3}
+
+
+def test_free_space_contradicts_what_floats_in_it(views):
+    points = views[2].points(*np.nonzero(views[2].known))
+    assert (contradictions(views, points) == 0).mean() > 0.9
+    floating = views[2].centre + 0.5 * (points - views[2].centre)
+    assert contradictions(views[2:3], floating).min() == 1
+    assert contradictions(views, views[2].centre + 1.5 * (points - views[2].centre)).max() == 0, "behind is not against"
+
+
+def test_points_are_chosen_evenly_and_the_first_of_a_cell():
+    rng = np.random.default_rng(0)
+    dense, sparse = rng.random((5000, 2)), rng.random((400, 2)) + np.array([1, 0])
+    cloud = np.concatenate([np.column_stack([part, np.zeros(len(part))]) for part in (dense, sparse)])
+    rows = evenly(cloud, 200, np.array([1.0, 0.5, 0.0]), 10.0)
+    assert 190 < len(rows) <= 200
+    assert len(set(rows)) == len(rows)
+    assert 80 < (rows < 5000).sum() < 120, "half of the area, half of the points"
+    assert np.array_equal(evenly(np.repeat(cloud[:50], 2, axis=0), 60, np.zeros(3), 10.0) % 2, np.zeros(50))
+    np.testing.assert_array_equal(evenly(cloud[:30], 30, np.zeros(3), 1.0), np.arange(30))
+    shells = np.concatenate([size * cloud[:500] for size in (1, 100)]) + np.ones(3)
+    far = evenly(shells, 300, np.zeros(3), 5.0)
+    assert (far >= 500).sum() > 30, "cells grow with the distance"
 
 
 def test_what_is_far_from_everything_is_lonely():
