@@ -256,10 +256,10 @@ def sphere_charge(folder: Path, like: Path, frames: int, points: int, sources: i
         views.append(replace(view, K=scaled, w2c=w2c, width=size[0], height=size[1]))
     times = np.linspace(0, 1, frames).tolist() if frames > 1 else [0.0]
     manifest = replace(
-        other, frames=names, times=times, counts=[points] * frames, views=tuple(views), hashes=every, layers=12,
+        other, frames=names, times=times, counts=[points] * frames, views=tuple(views), layers=12,
         bounds=np.array([[-1.0] * 3, [1.0] * 3]), stored_sources=sources, eval_photos=(), eval_frames=[0], boxes=(),
     )  # fmt: skip
-    write_manifest(folder, manifest)
+    write_manifest(folder, manifest, every)
     return folder
 
 

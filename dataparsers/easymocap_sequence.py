@@ -127,28 +127,6 @@ class Sequence:
         """
         return self.views[view].decode(frame)
 
-    # ------------------------------------------------------------------ time
-
-    def frame_at(self, time: float | None) -> int:
-        """The chosen frame nearest to a time in [0, 1]; the first for None (cameras without times)."""
-        return 0 if time is None else int(np.abs(np.asarray(self.times) - time).argmin())
-
-    def blend_at(self, time: float | None) -> tuple[int, int, float]:
-        """(a, b, w): the frames about a time and the weight of b, so that times[a] (1 - w) + times[b] w is the time.
-
-        Times beyond the ends are clamped; a == b where no blending is needed.
-        """
-        moment = min(max(0.0 if time is None else float(time), 0.0), 1.0)
-        after = int(np.searchsorted(self.times, moment))
-        if after < len(self.times) and math.isclose(self.times[after], moment, abs_tol=1e-6):
-            return after, after, 0.0
-        after = min(after, len(self.times) - 1)
-        before = max(after - 1, 0)
-        span = self.times[after] - self.times[before]
-        if span <= 0 or math.isclose(self.times[before], moment, abs_tol=1e-6):
-            return before, before, 0.0
-        return before, after, (moment - self.times[before]) / span
-
     # ------------------------------------------------------------------ cameras
 
     def camera(self, view: int, frame: int) -> tuple[Float[Array, "3 3"], Float[Array, "4 4"]]:

@@ -107,7 +107,7 @@ def _place(source: Path, target: Path, link: Link) -> None:
         rgb, alpha = read_image(source)
         write_image(target.with_name(target.name + ".png"), rgb if alpha is None else np.dstack([rgb, alpha]))
         return
-    target = target.with_name(target.name + source.suffix)
+    target = target.with_name(target.name + source.suffix.lower())  # readers do not know every case
     target.parent.mkdir(parents=True, exist_ok=True)
     if link == "symlink":
         try:

@@ -124,7 +124,8 @@ def _cupboard(points: Tensor, normals: Tensor, number: Tensor, noise: Noise) -> 
     low, high = _BOXES[number].unbind(1)
     inside = (points - low) / (high - low)
     edge = ((inside - 0.5).abs() > 0.46) & (normals.abs() < 0.5)
-    door = torch.remainder(torch.floor(inside * torch.tensor([3.0, 3.0, 2.0])).sum(dim=1), 2)
+    # On a face one share is 0 or 1 up to rounding, which must not choose the colour: other cameras round differently.
+    door = torch.remainder(torch.floor(inside.clamp(1e-3, 0.999) * torch.tensor([3.0, 3.0, 2.0])).sum(dim=1), 2)
     colour = _PAINTS[number] * (0.75 + 0.5 * door)[:, None] * (1 + 0.14 * noise(points, 1.1)[:, :1])
     return torch.where(edge.any(dim=1)[:, None], 1.5 * _PAINTS[number] + 0.12, colour)
 

@@ -45,8 +45,8 @@ DISTANCE = 2.9
 """Of the cameras from what they look at, metres."""
 ELEVATIONS = (7.0, 34.0)
 """Degrees above the subject's middle, of the two rings."""
-ROOM_ELEVATIONS = (4.0, 11.0)
-"""The same in the room: cameras of both rings see the walls, so every part of them is seen by several."""
+ROOM_ELEVATIONS = (6.0, 9.0)
+"""The same in the room: rings so near each other that what a held-out camera of one sees, cameras of the other see."""
 MAX_FRAMES = 60
 FILL = 0.92
 """Share of the picture's half width or height that the subject reaches at some time in some camera."""

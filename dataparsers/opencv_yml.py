@@ -1,6 +1,6 @@
 """The part of OpenCV's FileStorage yml that calibrations use, without cv2 (spec r4dv 2.2).
 
-Numbers, strings, lists of strings and ``!!opencv-matrix`` nodes under plain keys; cv2 reads what `write_yml` writes.
+Numbers, strings, lists of strings and ``!!opencv-matrix`` nodes under plain keys; cv2 reads what `format_yml` gives.
 Reading is tolerant of what people's editors and scripts do: any line ends, tabs, comments, wrapped data, numbers like
 ``1.``, ``-0.``, ``.5``, ``1e-05`` and ``.Inf``, a missing header. Entries of a list stay text: a camera may be "007".
 """
@@ -15,7 +15,6 @@ from typing import Any, NamedTuple, Union
 
 import numpy as np
 
-from core_ns.atomic import write_text
 from core_ns.errors import DataError
 from dataparsers.mvsnet import read_small_text
 
@@ -325,12 +324,3 @@ def format_yml(content: Mapping[str, Any]) -> str:
             )
         parts.append(_node(key, value))
     return "".join(parts)
-
-
-def write_yml(path: str | Path, content: Mapping[str, Any]) -> None:
-    """Write numbers, strings, lists of strings and matrices atomically, numbers without loss; see `format_yml`.
-
-    Raises:
-        ValueError: a key or value that the format cannot hold; nothing is written.
-    """
-    write_text(path, format_yml(content))

@@ -87,15 +87,11 @@ def stamp_of(files: Sequence[Path]) -> list[Any]:
     return stamps
 
 
-def begin(folder: Path, record: Record) -> Record:
-    """Start, or go on with, filling a folder.
-
-    Returns:
-        The record to go on with: that on disk where it tells of the same work. Files that a killed process left
-        half-written are removed.
+def refuse_other(folder: Path, record: Record) -> Record | None:
+    """The record on disk, which tells of the same work; None where nothing is there yet. Writes nothing.
 
     Raises:
-        DataError: the folder holds other pictures; nothing is written then.
+        DataError: the folder holds other pictures.
     """
     known = read_record(folder)
     if known is not None:
@@ -108,7 +104,21 @@ def begin(folder: Path, record: Record) -> Record:
         not folder.is_dir() or any(not each.name.startswith(".tmp-") for each in folder.iterdir())
     ):
         raise DataError(folder, "folder", "holds something that this command did not write.", _DELETE)
-    else:
+    return known
+
+
+def begin(folder: Path, record: Record) -> Record:
+    """Start, or go on with, filling a folder.
+
+    Returns:
+        The record to go on with: that on disk where it tells of the same work. Files that a killed process left
+        half-written are removed.
+
+    Raises:
+        DataError: the folder holds other pictures; nothing is written then.
+    """
+    known = refuse_other(folder, record)
+    if known is None:
         folder.mkdir(parents=True, exist_ok=True)
         record.write(folder)
         known = record

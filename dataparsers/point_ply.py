@@ -55,8 +55,9 @@ def write_ply(
     *,
     ascii: bool = False,
     double: bool = False,
+    comment: str = "",
 ) -> None:
-    """Write points atomically; float32 unless ``double``; ASCII keeps every digit.
+    """Write points atomically; float32 unless ``double``; ASCII keeps every digit; a line of ``comment`` on request.
 
     Raises:
         ValueError: shapes that do not fit, colours that are not uint8, or numbers that are not finite.
@@ -76,18 +77,24 @@ def write_ply(
             if np.shape(values) != (len(xyz),):
                 raise ValueError(f"{name} must be [{len(xyz)}], got {np.shape(values)}")
             columns[name] = ("f4", np.asarray(values))
-    write_vertices(path, columns, ascii=ascii)
+    write_vertices(path, columns, ascii=ascii, comment=comment)
 
 
-def write_vertices(path: str | Path, columns: Mapping[str, tuple[str, np.ndarray]], *, ascii: bool = False) -> None:
+def write_vertices(
+    path: str | Path, columns: Mapping[str, tuple[str, np.ndarray]], *, ascii: bool = False, comment: str = ""
+) -> None:
     """Write the element ``vertex`` with these properties, in their order, atomically; ASCII keeps every digit.
 
     Args:
         columns: numpy's code of the stored type ("f4", "u1", "f8") and the values [n] of each property.
+        comment: a line for the header, see `ply_comments`.
 
     Raises:
-        ValueError: different lengths, or numbers that are not finite in the stored precision.
+        ValueError: different lengths, numbers that are not finite in the stored precision, or a comment that is no line
+            of ASCII.
     """
+    if not (comment.isascii() and comment.isprintable()):
+        raise ValueError("a comment is one line of ASCII")
     count = len(next(iter(columns.values()))[1])
     table = np.empty(count, dtype=[(name, "<" + code) for name, (code, _) in columns.items()])
     for name, (_, values) in columns.items():
@@ -95,7 +102,9 @@ def write_vertices(path: str | Path, columns: Mapping[str, tuple[str, np.ndarray
             table[name] = values
         if not np.isfinite(table[name]).all():
             raise ValueError(f"{name} holds numbers that are not finite in the file's precision")
-    header = ["ply", f"format {'ascii' if ascii else 'binary_little_endian'} 1.0", f"element vertex {count}"]
+    header = ["ply", f"format {'ascii' if ascii else 'binary_little_endian'} 1.0"]
+    header += [f"comment {comment}"] if comment else []
+    header += [f"element vertex {count}"]
     header += [f"property {_NAMES[code]} {name}" for name, (code, _) in columns.items()]
     with atomic_path(path) as temporary, open(temporary, "wb") as handle:
         handle.write(("\n".join([*header, "end_header"]) + "\n").encode("ascii"))
@@ -148,6 +157,23 @@ def _header(path: Path, data: bytes) -> tuple[str, list[_Element], int]:
     if form not in ("ascii", "binary_little_endian", "binary_big_endian"):
         raise _bad(path, "header", f"states the format '{form}'.")
     return form, elements, newline + 1
+
+
+def ply_comments(path: str | Path) -> list[str]:
+    """The comments in a PLY file's header, which alone is read.
+
+    Raises:
+        DataError: not a PLY file.
+    """
+    path = Path(path)
+    try:
+        with open(path, "rb") as handle:
+            start = handle.read(_MOST_HEADER)
+    except OSError as error:
+        raise _bad(path, "", f"cannot be read ({error.strerror or error}).") from error
+    _header(path, start)
+    lines = start[: start.find(b"end_header")].decode("ascii").splitlines()
+    return [line.strip().removeprefix("comment ") for line in lines if line.startswith("comment ")]
 
 
 def read_ply(path: str | Path) -> PointCloud:

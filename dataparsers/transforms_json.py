@@ -88,6 +88,18 @@ class _Frame:
             raise self.bad(key, f"there is no file {name[:200]!r}.", remedy)
         return found
 
+    def named(self, folder: Path) -> Path | None:
+        """The picture of this frame's name in a folder, wherever the file says it lies; None where there is none."""
+        name = self.get("file_path")
+        if not isinstance(name, str) or not name.strip() or "\0" in name:
+            raise self.bad("file_path", "is missing or no path.")
+        path = folder / Path(name).name
+        candidates = [path, *(path.with_name(path.name + suffix) for suffix in IMAGE_SUFFIXES)]
+        try:
+            return next((candidate for candidate in candidates if candidate.is_file()), None)
+        except OSError as error:  # a name longer than the file system takes
+            raise self.bad("file_path", f"{name[:80]!r} cannot be opened ({error.strerror or error}).") from error
+
 
 def _load(file: Path) -> dict[str, Any]:
     text = read_small_text(file, MAX_BYTES)
@@ -147,10 +159,14 @@ def _model(frame: _Frame, image: Path) -> CameraModel:
     return CameraModel("", matrix, distortion, fisheye, across, down, w2c[:3, :3], w2c[:3, 3])
 
 
-def read_transforms_json(file: str | Path) -> list[TransformsFrame]:
+def read_transforms_json(file: str | Path, folder: Path | None = None) -> list[TransformsFrame]:
     """Every frame of a ``transforms.json`` (or NeRF-synthetic ``transforms_*.json``), in its order.
 
     Picture headers are read where sizes are not in the file.
+
+    Args:
+        folder: where the pictures lie, by name, whatever the paths in the file; frames without a picture there are
+            left out, and so are masks.
 
     Raises:
         DataError: unusable JSON, pose or lens, a picture or mask that is not there.
@@ -166,8 +182,10 @@ def read_transforms_json(file: str | Path) -> list[TransformsFrame]:
         if not isinstance(entry, dict):
             raise DataError(file, place, f"is a {type(entry).__name__}, not an object.", _LAYOUT)
         frame = _Frame(file, place, entry, whole)
-        image = frame.path("file_path")
-        mask = frame.path("mask_path") if entry.get("mask_path") is not None else None
+        image = frame.path("file_path") if folder is None else frame.named(folder)
+        if image is None:
+            continue
+        mask = frame.path("mask_path") if folder is None and entry.get("mask_path") is not None else None
         time = frame.number("time", -1e12, 1e12) if entry.get("time") is not None else None
         frames.append(TransformsFrame(place, entry["file_path"], image, mask, _model(frame, image), time))
     return frames

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 import threading
+from array import array
 from bisect import bisect_left, bisect_right
 from collections import OrderedDict
 from collections.abc import Iterator
@@ -28,6 +29,10 @@ Array = np.ndarray
 
 IDLE_BYTES = 512 << 20
 """Memory that decoders nobody uses may keep, estimated from their pictures' sizes."""
+IDLE_DECODERS = 128
+"""Open files that decoders nobody uses may keep, until `hold_decoders` says otherwise."""
+INDEX_STAMPS = 4_000_000
+"""Frames, 8 bytes each, whose times are remembered; of the clips asked for longest ago they are forgotten."""
 LONG_GROUP = 40
 """Frames from one key frame to the next above which reading frames in any order is slow."""
 
@@ -48,6 +53,8 @@ class Clip:
     """Camera, number of frames, place on the canvas; of a plain clip whole photos of its own size."""
     size: tuple[int, int]
     """(width, height) of the stored pictures, turned upright."""
+    fps: float | None = None
+    """Average frames per second, where the header tells."""
 
     def read(self, frame: int) -> UInt8[Array, "h w 3"]:
         """A frame on its canvas, sRGB as decoded, black around the crop. Thread-safe.
@@ -90,13 +97,16 @@ class Clip:
         return max(np.diff([*starts, index.count]).tolist())
 
 
-def open_clip(file: Path) -> Clip:
+def open_clip(file: Path, plain: bool = False) -> Clip:
     """Read a clip's header and decode its first picture.
+
+    Args:
+        plain: the name says nothing about what the clip shows, and may be any.
 
     Raises:
         DataError: no video, no decodable one, or one that is not what its name says.
     """
-    name = parse_clip_name(file)
+    name = None if plain else parse_clip_name(file)
     with _container(file) as (container, stream):
         try:
             first = next(container.decode(stream), None)
@@ -105,20 +115,18 @@ def open_clip(file: Path) -> Clip:
         if first is None:
             raise DataError(file, "video", "holds no picture.", _REMEDY)
         width, height = _converted(first, grey=True).shape[1::-1]
-        entries = (
-            [entry for entry in stream.index_entries if not entry.is_discard]
-            if _DEMUXERS[_suffix(file)] == "mov"
-            else []
-        )
-    count = len(entries) or _pool.index(file).count
+        fps = float(stream.average_rate) if stream.average_rate else None
+        listed = stream.index_entries if _DEMUXERS[_suffix(file)] == "mov" else []
+        count = sum(not entry.is_discard for entry in listed)
+    count = count or _pool.index(file).count
     if name is None:
-        return Clip(file, ClipName(file.stem, count, 0, 0, width, height, width, height), (width, height))
+        return Clip(file, ClipName(file.stem, count, 0, 0, width, height, width, height), (width, height), fps)
     if name.frames != count:
         raise DataError(file, "name", f"says {name.frames} frames, the file holds {count}.", _REMEDY)
     if width > name.width - name.x + 1 or height > name.height - name.y + 1:
         problem = f"puts pictures of {width}x{height} at ({name.x}, {name.y}) of {name.width}x{name.height}."
         raise DataError(file, "name", problem, "Name the clip as it was named when it was encoded.")
-    return Clip(file, name, (width, height))
+    return Clip(file, name, (width, height), fps)
 
 
 def decoder_bytes(width: int, height: int) -> int:
@@ -131,12 +139,17 @@ def close_decoders() -> None:
     _pool.close()
 
 
+def hold_decoders(count: int) -> None:
+    """Keep at most so many decoders that nobody uses: few where clips are many and read at random."""
+    _pool.most = count
+
+
 class _Index(NamedTuple):
     """Where a clip's frames are. ``stamps``: presentation time of each, ascending, None where packets have none;
     ``keys``: (frame number, decoding time) of the key frames."""
 
     count: int
-    stamps: list[int] | None
+    stamps: array[int] | None
     keys: list[tuple[int, int]]
 
 
@@ -216,7 +229,7 @@ def _read_index(file: Path) -> _Index:
         return _Index(len(stamps), None, [])
     known.sort()
     keys = [(bisect_left(known, pts), pts if dts is None else dts) for pts, dts in found if pts is not None]
-    return _Index(len(known), known, sorted(keys))
+    return _Index(len(known), array("q", known), sorted(keys))
 
 
 def _converted(frame: Any, grey: bool = False) -> UInt8[Array, "h w *c"]:
@@ -272,7 +285,7 @@ class _Decoder:
         row = bisect_right(self.index.keys, number, key=lambda key: key[0])
         return self.index.keys[row - 1] if row else (0, 0)
 
-    def _by_stamp(self, number: int, stamps: list[int]) -> Any:
+    def _by_stamp(self, number: int, stamps: array[int]) -> Any:
         start, time = self._key(number)
         if start <= self.at < number and (frame := self._forward(stamps[number])) is not None:
             return frame
@@ -309,9 +322,10 @@ class _Pool:
     """Decoders by clip, each lent to one thread at a time; those idle longest are closed beyond a number of bytes."""
 
     def __init__(self, limit: int) -> None:
-        self.limit, self._lock = limit, threading.Lock()
+        self.limit, self.most, self._lock = limit, IDLE_DECODERS, threading.Lock()
         self._idle: OrderedDict[int, tuple[_Key, _Decoder]] = OrderedDict()
         self._indices: OrderedDict[_Key, _Index] = OrderedDict()
+        self._stamps = 0  # of all indices
 
     def read(self, file: Path, number: int, grey: bool = False) -> UInt8[Array, "h w *c"]:
         """A stored picture, or its luma; see `Clip.read_crop`."""
@@ -336,10 +350,15 @@ class _Pool:
     def _index(self, file: Path, key: _Key) -> _Index:
         with self._lock:
             if key in self._indices:
+                self._indices.move_to_end(key)
                 return self._indices[key]
         index = _read_index(file)  # two threads may read the same; both find the same
         with self._lock:
-            self._indices[key] = index
+            if key not in self._indices:
+                self._indices[key] = index
+                self._stamps += index.count
+            while len(self._indices) > 1 and self._stamps > INDEX_STAMPS:
+                self._stamps -= self._indices.popitem(last=False)[1].count
         return index
 
     def _take(self, key: _Key, number: int) -> _Decoder | None:
@@ -352,9 +371,10 @@ class _Pool:
         """Keep it; returns those to be closed."""
         with self._lock:
             self._idle[id(decoder)] = (key, decoder)
-            closed = []
-            while self._idle and sum(each.bytes for _, each in self._idle.values()) > self.limit:
+            closed, held = [], sum(each.bytes for _, each in self._idle.values())
+            while self._idle and (len(self._idle) > self.most or held > self.limit):
                 closed.append(self._idle.popitem(last=False)[1][1])
+                held -= closed[-1].bytes
             return closed
 
     def close(self) -> None:
@@ -362,6 +382,7 @@ class _Pool:
             decoders = [decoder for _, decoder in self._idle.values()]
             self._idle.clear()
             self._indices.clear()
+            self._stamps = 0
         for decoder in decoders:
             with suppress(Exception):
                 decoder.close()

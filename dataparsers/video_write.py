@@ -1,5 +1,5 @@
 """Clips of a minimal data set: H.265 written so that any frame is found quickly and the same pictures give the same
-bytes (spec r4dv 2.5)."""
+bytes (spec r4dv 2.5); H.264, which every player and browser shows, for films to look at."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from collections.abc import Iterable
 from fractions import Fraction
 from itertools import chain, islice
 from pathlib import Path
+from typing import Any, Literal
 
 import numpy as np
 from jaxtyping import Bool, UInt8
@@ -39,6 +40,7 @@ def write_clip(
     fps: float = 25.0,
     key_every: int = KEY_EVERY,
     full_colour: bool = False,
+    codec: Literal["h265", "h264"] = "h265",
 ) -> int:
     """Encode pictures to an mp4, atomically, on the calling thread.
 
@@ -49,6 +51,7 @@ def write_clip(
         fps: pictures per second of playback.
         key_every: a key frame at each multiple of this.
         full_colour: store every pixel's colour, not one for 2x2 pixels: larger, and not for every player.
+        codec: h265 as in a minimal data set, or h264 for any player.
 
     Returns:
         The number of pictures.
@@ -67,16 +70,19 @@ def write_clip(
     with atomic_path(file) as temporary, av.open(str(temporary), "w", format="mp4") as container:
         # The encoder's decoding times are undefined when it ends before its first reordered picture.
         reorder = "" if len(ahead) == _REORDERED else ":bframes=0"
-        own = f"{_ONE_THREAD}{reorder}:keyint={key_every}:min-keyint={key_every}:scenecut=0:open-gop=0"
-        stream = container.add_stream(
-            "libx265", rate=Fraction(fps).limit_denominator(1001), options={"crf": str(crf), "x265-params": own}
+        own = f"keyint={key_every}:min-keyint={key_every}:scenecut=0{reorder}"
+        hevc = codec == "h265"
+        name, own = ("x265", f"{_ONE_THREAD}:{own}:open-gop=0") if hevc else ("x264", own)
+        stream: Any = container.add_stream(
+            f"lib{name}", rate=Fraction(fps).limit_denominator(1001), options={"crf": str(crf), f"{name}-params": own}
         )
         stream.width, stream.height = width, height
         stream.pix_fmt = "yuv444p" if full_colour else "yuv420p"
         stream.thread_count = 1
         context = stream.codec_context
         context.colorspace, context.color_range = _BT601, 1
-        stream.codec_tag = "hvc1"  # what Apple's players ask for
+        if hevc:
+            stream.codec_tag = "hvc1"  # what Apple's players ask for
         for picture in chain(ahead, pictures):
             if picture.dtype != np.uint8 or picture.shape != (height, width, 3):
                 raise ValueError(f"expected uint8 {(height, width, 3)}, got {picture.dtype} {picture.shape}")

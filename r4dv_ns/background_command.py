@@ -46,8 +46,8 @@ class BackgroundInit:
         from dataparsers.easymocap_plates import find_plates
         from dataparsers.easymocap_sequence import open_sequence
         from dataparsers.point_ply import read_ply
+        from r4dv_ns.background_photos import swept_points
         from r4dv_ns.background_points import fitting, frusta_points, write_background
-        from r4dv_ns.background_sweep import swept_points
 
         self._check()
         sequence = open_sequence(self.sequence, self.data)

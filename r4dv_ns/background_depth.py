@@ -28,6 +28,10 @@ class DepthView:
         """Pixels with a depth."""
         return np.isfinite(self.depth) & (self.depth > 0)
 
+    def nothing(self) -> DepthView:
+        """The same view without depths."""
+        return DepthView(self.K, self.w2c, np.zeros_like(self.depth), self.rgb)
+
     @property
     def centre(self) -> Float[Array, "3"]:
         """Camera centre, world."""

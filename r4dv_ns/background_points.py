@@ -29,6 +29,8 @@ POINTS = Path(PLATES) / "boost" / "000000.ply"
 """Where the points lie, below the recording or the folder of the hulls."""
 RECORD = Path("r4dv") / "background.json"
 """Says how points were made that may be made again."""
+METHOD = 2
+"""Counts ways of finding points: what an older one found is found again."""
 NEAR, FAR = 0.25, 10.0
 """Distances from a camera between which points are sought, in distances of the camera from the middle of the box."""
 
@@ -45,8 +47,8 @@ class BackgroundOptions:
     """Smallest distance from the cameras. None: a quarter of that to the subject."""
     farthest: Optional[float] = None
     """Largest. None: ten times that to the subject."""
-    depths: int = 96
-    """Depths that are compared, evenly spaced in 1 / depth."""
+    depths: Optional[int] = None
+    """Depths that are compared, evenly spaced in 1 / depth. None: a pixel of the pictures apart, 256 at most."""
     seed: int = 0
     """Of what is random."""
 
@@ -57,7 +59,7 @@ class BackgroundOptions:
             DataError: naming the option.
         """
         wrong = [(name, "1 or more") for name in ("points",) if getattr(self, name) < 1]
-        wrong += [("depths", "2 or more")] if self.depths < 2 else []
+        wrong += [("depths", "2 or more")] if self.depths is not None and self.depths < 2 else []
         wrong += [("seed", "0 or more")] if self.seed < 0 else []
         for name in ("nearest", "farthest"):
             value = getattr(self, name)
@@ -170,7 +172,7 @@ def ensure_background(sequence: Sequence, folder: Path, options: BackgroundOptio
             return fitting(read_ply(place / POINTS), options, place / POINTS)
     CONSOLE.print("Looking for the background: no depth maps or clouds are there (ns-r4dv bg-init).")
     if options.start == "photos":
-        from r4dv_ns.background_sweep import swept_points
+        from r4dv_ns.background_photos import swept_points
 
         cloud = swept_points(sequence, options, plates)
     else:
@@ -185,12 +187,12 @@ def ensure_background(sequence: Sequence, folder: Path, options: BackgroundOptio
 
 
 def _fingerprint(sequence: Sequence, options: BackgroundOptions, plates: Plates) -> str:
-    """Of cameras, box, options and plates (names, sizes and times of change)."""
+    """Of the way, cameras, box, options and plates (names, sizes and times of change)."""
     from r4dv_ns.hull_plan import cameras_hash
 
     files = [[view, file.name, file.stat().st_size, file.stat().st_mtime_ns] for view, file in plates.files.items()]
     bounds = None if sequence.bounds is None else sequence.bounds.tolist()
-    parts = [cameras_hash(sequence), bounds, vars(options), sorted(files)]
+    parts = [METHOD, cameras_hash(sequence), bounds, vars(options), sorted(files)]
     return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
 
 

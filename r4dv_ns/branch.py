@@ -22,6 +22,8 @@ from r4dv_ns.planes import PlaneField
 from r4dv_ns.point_state import PointState, Sighting
 from r4dv_ns.points import FramePoints, MotionResidual, normalise, spacing
 
+HIDDEN = 5.0
+"""Penalty (`occlusion_penalty`) from which on a photo shows something before the point."""
 STILL = -1
 """In the place of a frame's number: photos that hold for all frames (clean plates)."""
 
@@ -130,6 +132,7 @@ class PointBranch(nn.Module):
         centre: Float[Tensor, "3"],
         learn: bool,
         penalty: Float[Tensor, "s n"] | None = None,
+        own: Source | None = None,
     ) -> Learned:
         """Colours for a training picture.
 
@@ -140,8 +143,16 @@ class PointBranch(nn.Module):
             centre: of the target's camera, world.
             learn: whether the photo network gets a gradient (spec r4dv 4.4: not in every step).
             penalty: see `BlendHead.forward`.
+            own: the target, if it is no source: it colours points that no source shows. By any other colour they would
+                learn to fade away, and leave holes where the target alone sees something.
         """
-        g, visible = sample_sources(photos, self._maps(frame, photos, learn), state.xyz)
+        asked = [*photos, own] if own is not None else photos
+        g, visible = sample_sources(asked, self._maps(frame, asked, learn), state.xyz)
+        if own is not None:
+            shown = visible[:-1] if penalty is None else visible[:-1] & (penalty < HIDDEN)
+            alone = visible[-1] & ~shown.any(dim=0)
+            visible = torch.cat([visible[:-1] & ~alone, alone[None]])
+            penalty = None if penalty is None else torch.cat([penalty, torch.zeros_like(penalty[:1])])
         base, _, orphans = self.blend(state.features, g, visible, penalty)
         residual = self.residual(state, centre)
         return Learned(state, (base + residual).clamp(0, 1), residual, orphans / len(state.xyz))

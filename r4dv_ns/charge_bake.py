@@ -1,7 +1,8 @@
 """``ns-r4dv charge bake``: a trained run becomes a folder that plays without photos and networks (spec r4dv 5.2).
 
 Frames are finished one by one, each with a record of its files' hashes. After a kill the same command goes on after the
-last one; whatever would mix two bakes is refused. ``manifest.json`` comes last, and the records go.
+last one; whatever would mix two bakes is refused, and so is a second process at the same folder. ``hashes.json`` and
+``manifest.json`` come last, and the records go.
 """
 
 from __future__ import annotations
@@ -19,16 +20,18 @@ import torch
 from core_ns import runs
 from core_ns.atomic import write_json
 from core_ns.errors import DataError
+from core_ns.file_lock import held
 from core_ns.images import write_image
 from dataparsers.easymocap_options import sampled, spread_frames
 from dataparsers.easymocap_sequence import Sequence
 from r4dv_ns.camera_export import check_calibration_age
 from r4dv_ns.charge_capture import HALF_RANGE, Precision, background_points, capture_frame, farthest_views
 from r4dv_ns.charge_fields import plain_name, read_fields
+from r4dv_ns.charge_hashes import file_sha256
 from r4dv_ns.charge_manifest import Manifest, read_manifest, write_manifest
 from r4dv_ns.charge_options import BakeOptions
 from r4dv_ns.charge_parts import FILE, VERSION, ChargedView, EvalPhoto, Start, spread_times
-from r4dv_ns.charge_store import file_sha256, write_frame, write_static
+from r4dv_ns.charge_store import write_frame, write_static
 
 PIPELINES = "r4dv_ns.pipeline.R4DVPipelineConfig", "r4dv_ns.joint_config.JointPipelineConfig"
 """Runs that can be baked: subjects alone, and whole scenes."""
@@ -37,6 +40,8 @@ LAYERS = 12
 RECORDS = Path("bake")
 """Folder inside an unfinished charge: what is being baked, and a record of each finished frame."""
 SETTINGS = RECORDS / "settings.json"
+LOCK = RECORDS / "lock"
+"""Held while a process bakes."""
 
 
 def bake(load_config: Path, out: Path, *, progress: bool = False, **options: Any) -> Manifest:
@@ -53,7 +58,7 @@ def bake(load_config: Path, out: Path, *, progress: bool = False, **options: Any
 
     Raises:
         DataError: no such run, an option out of range, a photo that does not decode, too little room, or a folder that
-            holds something else. Nothing but finished frames is left.
+            holds something else or that another process is baking into. Nothing but finished frames is left.
     """
     chosen = BakeOptions(**options)
     chosen.check(load_config)
@@ -63,15 +68,12 @@ def bake(load_config: Path, out: Path, *, progress: bool = False, **options: Any
         check_calibration_age(sequence, load_config)
     model.config.occlusion = chosen.visibility
     job = _Job(model, sequence, Path(out), chosen, load_config)
-    if not job.begin():
-        steps: Any = range(len(job.frames))
-        if progress:
-            from rich.progress import track
-
-            steps = track(steps, "Baking")
-        static = job.background()
-        records = [job.frame(index) for index in steps]
-        write_manifest(job.out, job.manifest(records, static))
+    if not job.finished():
+        with held(job.out / LOCK) as alone:
+            if not alone:
+                problem = "is being made by another process."
+                raise DataError(job.out, "charge", problem, "Wait for that one, or name another folder with --out.")
+            job.run(progress)
     shutil.rmtree(job.out / RECORDS, ignore_errors=True)
     from r4dv_ns.charged_config import write_run  # which the list of methods must not wait for
 
@@ -141,8 +143,8 @@ class _Job:
 
     # ------------------------------------------------------------------ the folder
 
-    def begin(self) -> bool:
-        """Make the folder ready; whether the bake is finished already.
+    def finished(self) -> bool:
+        """Whether this bake is there already; nothing is written.
 
         Raises:
             DataError: the folder holds something else, or there is too little room.
@@ -150,20 +152,33 @@ class _Job:
         out, remedy = self.out, "Choose a new folder, or remove this one first."
         if out.exists() and not out.is_dir():
             raise DataError(out, "", "is a file, not a folder.", "Choose another output folder.")
-        unfinished = (out / SETTINGS).is_file()
         if (out / FILE).is_file():
             self._compare("a charge", read_manifest(out).settings, remedy)
             return True
-        if unfinished:
+        if (out / SETTINGS).is_file():
             self._compare("an unfinished bake", read_fields(out / SETTINGS).content, remedy)
         elif out.is_dir():
             left = [path for path in out.glob("*") if path.name != RECORDS.name]
-            if left or [path for path in (out / RECORDS).glob("*") if not path.name.startswith(".tmp-")]:
+            records = [path for path in (out / RECORDS).glob("*") if path.name != LOCK.name]
+            if left or [path for path in records if not path.name.startswith(".tmp-")]:
                 raise DataError(out, "", "is not empty.", remedy)
         self._check_room()
-        if not unfinished:
-            write_json(out / SETTINGS, self.settings)
         return False
+
+    def run(self, progress: bool) -> None:
+        """Bake what is missing, the manifest last; for the one process that holds the lock. Raises as `finished`."""
+        if self.finished():  # by another process, between our look and our lock
+            return
+        if not (self.out / SETTINGS).is_file():
+            write_json(self.out / SETTINGS, self.settings)
+        steps: Any = range(len(self.frames))
+        if progress:
+            from rich.progress import track
+
+            steps = track(steps, "Baking")
+        static = self.background()
+        records = [self.frame(index) for index in steps]
+        write_manifest(self.out, *self.manifest(records, static))
 
     def _compare(self, kind: str, known: dict[str, Any], remedy: str) -> None:
         other = [key for key, value in self.settings.items() if known.get(key) != value]
@@ -261,8 +276,9 @@ class _Job:
 
     # ------------------------------------------------------------------ the end
 
-    def manifest(self, records: list[dict[str, Any]], static: dict[str, str]) -> Manifest:
-        """Everything else that a reader needs; photos are written on the way, drafts of a killed bake removed."""
+    def manifest(self, records: list[dict[str, Any]], static: dict[str, str]) -> tuple[Manifest, dict[str, str]]:
+        """Everything else that a reader needs, and the hashes of all files; photos are written on the way, drafts of a
+        killed bake removed."""
         for draft in sorted(self.out.rglob(".tmp-*")):
             shutil.rmtree(draft) if draft.is_dir() else draft.unlink(missing_ok=True)
         eval_frames, photos, photo_hashes = self.photos()
@@ -270,14 +286,13 @@ class _Job:
         trained = [self.sequence.times[frame] for frame in self.frames]
         hashes = {path: value for record in records for path, value in record["hashes"].items()}
         quantised = self.options.xyz == "u16"
-        return Manifest(
+        manifest = Manifest(
             frames=self.settings["frames"],
             times=spread_times(trained),
             counts=[record["count"] for record in records],
             bounds=model.bounds.double().cpu().numpy(),
             views=tuple(self.cameras),
             start=Start(start.position, start.middle, start.up),
-            hashes=hashes | static | photo_hashes,
             transform=self.sequence.transform,
             layers=self.options.layers or (config.layers if self.static else LAYERS),
             min_radius=config.min_pixel_radius,
@@ -302,3 +317,4 @@ class _Job:
                 "trained_times": trained,
             },
         )
+        return manifest, hashes | static | photo_hashes

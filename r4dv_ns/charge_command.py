@@ -57,7 +57,7 @@ class Info:
 
 @dataclass
 class Verify:
-    """Read every file of a charged folder and compare it with the hash in the manifest."""
+    """Read every file of a charged folder and compare it with its hash in hashes.json."""
 
     folder: tyro.conf.Positional[Path]
     """The charged folder."""
@@ -70,7 +70,7 @@ class Verify:
 
         store = ChargedStore(self.folder, frame_sample=self.frame_sample)
         store.verify(progress=True)
-        print(f"{self.folder}: {len(store.manifest.hashes)} files of {len(store)} frames are whole.")
+        print(f"{self.folder}: {len(store.hashes)} files of {len(store)} frames are whole.")
         return 0
 
 

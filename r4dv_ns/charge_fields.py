@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Iterator
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 import numpy as np
@@ -21,6 +21,14 @@ def plain_name(name: Any) -> bool:
     return (
         isinstance(name, str) and name not in ("", ".", "..") and not set(name) & set("/\\:\0") and name.isprintable()
     )
+
+
+def inside(path: Any, *folders: str) -> bool:
+    """Whether a text is the path of a file below one of the folders of a charge, with slashes, and in one spelling."""
+    if not isinstance(path, str):
+        return False
+    parts = PurePosixPath(path).parts
+    return len(parts) > 1 and parts[0] in folders and "/".join(parts) == path and all(map(plain_name, parts))
 
 
 class Fields:

@@ -1,4 +1,4 @@
-"""``manifest.json``: everything about a charged recording but its points (spec r4dv 5.2).
+"""``manifest.json``: everything about a charged recording but its points and their hashes (spec r4dv 5.2).
 
 All places and cameras lie in nerfstudio's world, the one that the run was trained in; ``transform`` leads there from
 the world of the recording's files. Cameras are OpenCV world-to-camera. "frame" and "view" are positions in ``frames``
@@ -12,7 +12,7 @@ import math
 from collections.abc import Mapping
 from collections.abc import Sequence as Items
 from dataclasses import dataclass, field, replace
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
@@ -20,7 +20,8 @@ from jaxtyping import Float
 
 from core_ns.atomic import write_text
 from core_ns.errors import DataError
-from r4dv_ns.charge_fields import Fields, plain_name, read_fields
+from r4dv_ns.charge_fields import Fields, inside, plain_name, read_fields
+from r4dv_ns.charge_hashes import is_sha256, write_hashes
 from r4dv_ns.charge_parts import (
     ARRAYS,
     DTYPES,
@@ -51,8 +52,8 @@ class Manifest:
     """Smallest and largest corner of the subject, world."""
     views: tuple[ChargedView, ...]
     start: Start
-    hashes: dict[str, str]
-    """SHA-256 (hexadecimal) of every file of points and photos, by its path relative to the folder, with slashes."""
+    hashes: str = ""
+    """SHA-256 (hexadecimal) of ``hashes.json``, which has that of every file of points and photos."""
     transform: Float[Array, "4 4"] = field(default_factory=lambda: np.eye(4))
     """Rigid map from the files' world to this one."""
     layers: int = 12
@@ -149,10 +150,18 @@ class Manifest:
         """Of all of them."""
         return sum(self.array_bytes(frame).values())
 
+    def paths(self) -> list[str]:
+        """All files of frames, background and photos, relative to the folder, with slashes; each once."""
+        found = [path for frame in range(len(self.frames)) for path in self.files(frame).values()]
+        found += self.static_files().values()
+        for photo in self.eval_photos:
+            found += [path for path in (photo.image, photo.mask, photo.valid) if path is not None]
+        return list(dict.fromkeys(found))
+
     # ------------------------------------------------------------------ other manifests
 
     def select(self, chosen: Items[int]) -> Manifest:
-        """The same for some of the frames, in this order: times, hashes, cameras, photos with their new numbers.
+        """The same for some of the frames, in this order: times, cameras, photos with their new numbers.
 
         Args:
             chosen: rising positions, at least one.
@@ -162,9 +171,6 @@ class Manifest:
             return self
         new = {old: index for index, old in enumerate(chosen)}
         photos = tuple(replace(photo, frame=new[photo.frame]) for photo in self.eval_photos if photo.frame in new)
-        files = {path for frame in chosen for path in self.files(frame).values()} | set(self.static_files().values())
-        for photo in photos:
-            files |= {path for path in (photo.image, photo.mask, photo.valid) if path is not None}
 
         def cut(matrices: Array) -> Array:
             return matrices if matrices.ndim == 2 else matrices[chosen]
@@ -175,22 +181,37 @@ class Manifest:
             times=spread_times([self.times[frame] for frame in chosen]),
             counts=[self.counts[frame] for frame in chosen],
             views=tuple(replace(view, K=cut(view.K), w2c=cut(view.w2c)) for view in self.views),
-            hashes={path: value for path, value in self.hashes.items() if path in files},
             boxes=tuple(self.boxes[frame] for frame in chosen) if self.boxes else (),
             eval_frames=[new[frame] for frame in self.eval_frames if frame in new],
             eval_photos=photos,
         )
 
 
-def write_manifest(folder: Path, manifest: Manifest) -> None:
+def write_manifest(folder: Path, manifest: Manifest, hashes: Mapping[str, str] | None = None) -> Manifest:
     """Write ``manifest.json`` atomically; the last file of a charge, whose presence says that it is whole.
+
+    Args:
+        hashes: SHA-256 of every file by its path relative to the folder: ``hashes.json`` is written first. None: that
+            file stays as the manifest knows it.
+
+    Returns:
+        The manifest as it is written.
 
     Raises:
         DataError: it would not be read again; nothing is written.
     """
-    text = json.dumps(_plain(manifest), indent=1, allow_nan=False, ensure_ascii=False) + "\n"
+    folder = Path(folder)
+    if hashes is not None:
+        parse_manifest(Fields(json.loads(_text(replace(manifest, hashes="0" * 64))), folder / FILE))
+        manifest = replace(manifest, hashes=write_hashes(folder, manifest, hashes))
+    text = _text(manifest)
     parse_manifest(Fields(json.loads(text), folder / FILE))
     write_text(folder / FILE, text)
+    return manifest
+
+
+def _text(manifest: Manifest) -> str:
+    return json.dumps(_plain(manifest), indent=1, allow_nan=False, ensure_ascii=False) + "\n"
 
 
 def _plain(value: Any) -> Any:
@@ -234,16 +255,15 @@ def parse_manifest(fields: Fields) -> Manifest:
     counts = fields.items("counts")
     if len(counts) != count or not all(type(each) is int and static < each < 2**31 for each in counts):
         raise fields.wrong("counts", f"are not {count} numbers of points")
-    boxes = fields.items("boxes")
     manifest = Manifest(
         version=version,
         frames=frames,
         times=times,
         counts=counts,
-        bounds=_box(fields, "bounds", flat=False),
+        bounds=_box(fields, "bounds"),
         views=tuple(_view(each, count) for each in fields.objects("views")),
         start=Start(*(fields.child("start").array(key, (3,)) for key in ("position", "middle", "up"))),
-        hashes={},
+        hashes=_sha256(fields, "hashes"),
         transform=_rigid(fields),
         layers=fields.whole("layers", 1),
         min_radius=fields.number("min_radius", 0),
@@ -256,30 +276,40 @@ def parse_manifest(fields: Fields) -> Manifest:
         time_mode=fields.text("time_mode", ("nearest", "blend")),  # type: ignore[arg-type]
         packed=fields.flag("packed"),
         dtypes=_dtypes(fields),
-        boxes=tuple(_box(Fields({"box": each}, fields.file, "boxes"), "box", flat=True) for each in boxes),
+        boxes=_boxes(fields, count),
         static_count=static,
         eval_frames=_frames(fields, count),
         checkpoint=fields.text("checkpoint"),
         settings=fields.child("settings").content,
         notes=fields.child("notes").content,
     )
-    if boxes and len(boxes) != count:
-        raise fields.wrong("boxes", f"are {len(boxes)}, not {count}")
     names = [view.name for view in manifest.views]
     if not 0 < len(names) <= 65536 or len(set(names)) != len(names):
         raise fields.wrong("views", "are not up to 65536 cameras of different names")
     if manifest.stored_sources > len(manifest.train_views):
         raise fields.wrong("stored_sources", "are more than the views that were trained on")
-    photos = tuple(_photo(each, manifest) for each in fields.objects("eval_photos"))
-    manifest = replace(manifest, eval_photos=photos)
-    return replace(manifest, hashes=_hashes(fields, manifest))
+    return replace(manifest, eval_photos=tuple(_photo(each, manifest) for each in fields.objects("eval_photos")))
 
 
-def _box(fields: Fields, key: str, flat: bool) -> Float[Array, "2 3"]:
+def _box(fields: Fields, key: str) -> Float[Array, "2 3"]:
     box = fields.array(key, (2, 3))
-    if (box[0] > box[1]).any() or not (flat or (box[0] < box[1]).all()):
+    if not (box[0] < box[1]).all():
         raise fields.wrong(key, "are not a smallest and a largest corner")
     return box
+
+
+def _boxes(fields: Fields, count: int) -> tuple[Float[Array, "2 3"], ...]:
+    """None, or one a frame; a frame's points may lie in a plane."""
+    boxes = fields.array("boxes", (count, 2, 3), (0,))
+    if len(boxes) and (boxes[:, 0] > boxes[:, 1]).any():
+        raise fields.wrong("boxes", "are not smallest and largest corners")
+    return tuple(boxes)
+
+
+def _sha256(fields: Fields, key: str) -> str:
+    if not is_sha256(fields[key]):
+        raise fields.wrong(key, "is not the SHA-256 of a file")
+    return fields[key]
 
 
 def _rigid(fields: Fields) -> Float[Array, "4 4"]:
@@ -325,6 +355,9 @@ def _dtypes(fields: Fields) -> dict[str, str]:
 
 def _photo(fields: Fields, manifest: Manifest) -> EvalPhoto:
     paths = {key: None if key != "image" and fields[key] is None else fields.text(key) for key in _PHOTO_FILES}
+    for key, path in paths.items():
+        if path is not None and not inside(path, "eval"):
+            raise fields.wrong(key, "is no photo of a charge")
     box = None
     if fields["box"] is not None:
         x, y, width, height = fields.array("box", (4,)).astype(int).tolist()
@@ -340,23 +373,3 @@ def _photo(fields: Fields, manifest: Manifest) -> EvalPhoto:
 
 
 _PHOTO_FILES = ("image", "mask", "valid")
-
-
-def _hashes(fields: Fields, manifest: Manifest) -> dict[str, str]:
-    """The table, with every file that the manifest speaks of, and none outside of the folder."""
-    given = fields.child("hashes")
-    for path, value in given.content.items():
-        parts = PurePosixPath(path).parts
-        known = len(parts) > 1 and parts[0] in ("frames", "static", "eval")
-        if not known or "/".join(parts) != path or not all(map(plain_name, parts)):
-            raise given.wrong(path, "is no file of a charge")
-        if not isinstance(value, str) or len(value) != 64 or set(value) - set("0123456789abcdef"):
-            raise given.wrong(path, "is not the SHA-256 of a file")
-    needed = [path for frame in range(len(manifest.frames)) for path in manifest.files(frame).values()]
-    needed += manifest.static_files().values()
-    for photo in manifest.eval_photos:
-        needed += [path for path in (photo.image, photo.mask, photo.valid) if path is not None]
-    for path in needed:
-        if path not in given.content:
-            raise given.wrong(path, "is missing")
-    return dict(given.content)

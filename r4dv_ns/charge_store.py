@@ -6,7 +6,6 @@ frame in one compressed file, for shipping. The geometry of a background that do
 
 from __future__ import annotations
 
-import hashlib
 import os
 import shutil
 import struct
@@ -28,6 +27,7 @@ from core_ns.atomic import atomic_path
 from core_ns.errors import DataError
 from dataparsers.easymocap_options import sampled
 from r4dv_ns.charge_fields import REMEDY
+from r4dv_ns.charge_hashes import file_sha256, read_hashes
 from r4dv_ns.charge_manifest import Manifest, read_manifest
 from r4dv_ns.charge_parts import ARRAYS, FILE, GEOMETRY
 
@@ -103,12 +103,6 @@ def quantise(xyz: Float[Array, "n 3"]) -> tuple[UInt16[Array, "n 3"], Float[Arra
 
 
 # ---------------------------------------------------------------------- writing
-
-
-def file_sha256(path: Path) -> str:
-    """SHA-256 of a file, hexadecimal."""
-    with open(path, "rb") as handle:
-        return hashlib.file_digest(handle, "sha256").hexdigest()
 
 
 def write_frame(
@@ -258,9 +252,18 @@ class ChargedStore:
             key: _open(self.folder / file, shapes[key], kinds[key]) for key, file in manifest.static_files().items()
         }
 
+    @cached_property
+    def hashes(self) -> dict[str, str]:
+        """SHA-256 of every file of the chosen frames and all others, by path. Raises DataError as `read_hashes`."""
+        return read_hashes(self.folder, self.manifest)
+
     def damaged(self) -> Iterator[tuple[str, str]]:
-        """Read every file of the chosen frames and all others; the path of each, and "" or what is wrong with it."""
-        for path, expected in self.manifest.hashes.items():
+        """Read every file of the chosen frames and all others; the path of each, and "" or what is wrong with it.
+
+        Raises:
+            DataError: as `read_hashes`.
+        """
+        for path, expected in self.hashes.items():
             try:
                 problem = "" if file_sha256(self.folder / path) == expected else "is not the file that was written"
             except OSError as error:
@@ -268,7 +271,7 @@ class ChargedStore:
             yield path, problem
 
     def verify(self, progress: bool = False) -> None:
-        """Compare the SHA-256 of every file with the manifest's.
+        """Compare every file with its SHA-256.
 
         Args:
             progress: show a bar.
@@ -280,7 +283,7 @@ class ChargedStore:
         if progress:
             from rich.progress import track
 
-            results = track(results, "Reading", total=len(self.manifest.hashes))
+            results = track(results, "Reading", total=len(self.hashes))
         wrong = [(path, problem) for path, problem in results if problem]
         if wrong:
             path, problem = wrong[0]

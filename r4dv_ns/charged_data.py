@@ -169,8 +169,8 @@ class ChargedDataset(InputDataset):
             )  # fmt: skip
         if not self.store.manifest.eval_photos:
             raise DataError(
-                self.store.folder, "eval", "holds no photos to compare with.",
-                "Bake without --no-eval-photos, from a recording with held-out views (--eval-views).",
+                self.store.folder, "eval", "holds no photos of the frames in use to compare with.",
+                "Bake without --no-eval-photos; with frame_sample in config.yml choose frames that have photos.",
             )  # fmt: skip
         photo, folder = self.photos[index], self.store.folder
         view = self.store.manifest.views[photo.view]

@@ -84,6 +84,20 @@ def points_of(
     )  # fmt: skip
 
 
+def source_views(store: ChargedStore, index: int, frame: ChargedFrame) -> list[int]:
+    """The view of each source of a frame.
+
+    Raises:
+        DataError: one is no training view: no held-out photo may colour a picture, whoever wrote the file.
+    """
+    manifest, views = store.manifest, frame.src_id.tolist()
+    wrong = [view for view in views if view >= len(manifest.views) or not manifest.views[view].train]
+    if wrong:
+        file = store.folder / manifest.files(index)["src_id"]
+        raise DataError(file, "src_id", f"names view {wrong[0]}, which is no training view.", REMEDY)
+    return views
+
+
 def colour_of(frame: ChargedFrame, sources: Items[int], device: torch.device | str = "cpu") -> SourceColour:
     """``sum_s w_s rgb_s`` with w the softmax of the sources' logits (4K4D eq. 4; `ChargedFrame`); nothing else is read.
 
@@ -160,11 +174,7 @@ class ChargedFrames:
             self._opened = opened = index, self.store.frame(index)
         if sources is not None:
             return colour_of(opened[1], sources, self.device)
-        manifest, views = self.store.manifest, opened[1].src_id.tolist()
-        wrong = [view for view in views if view >= len(manifest.views) or not manifest.views[view].train]
-        if wrong:  # also the guard that no held-out photo colours a picture
-            file = self.store.folder / manifest.files(index)["src_id"]
-            raise DataError(file, "src_id", f"names view {wrong[0]}, which is no training view.", REMEDY)
+        manifest, views = self.store.manifest, source_views(self.store, index, opened[1])
         return points_of(opened[1], self.device, manifest.centres(index, views) if views else None)
 
     def points(self, frame: int) -> ChargedPoints:

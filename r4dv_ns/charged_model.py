@@ -6,6 +6,7 @@ and the points drawn (4K4D 3.4; spec r4dv 5.2).
 
 from __future__ import annotations
 
+from collections.abc import Sequence as Items
 from dataclasses import dataclass, field
 from typing import Any, Dict, List, Literal, NamedTuple, Optional, Type
 
@@ -30,7 +31,7 @@ from r4dv_ns.charged_window import NEAR, Window, in_view
 from r4dv_ns.drawing import Drawing, crop_alpha, distances, pinhole, solid
 from r4dv_ns.peel import Backend, Peeled, peel
 from r4dv_ns.pictures import PictureModel
-from r4dv_ns.source_choice import choose_sources
+from r4dv_ns.source_choice import choose_sources, own_rows
 from r4dv_ns.viewer import Look, StartCamera, ViewerControls
 
 THUMBNAIL = 160
@@ -79,11 +80,13 @@ class Settings(NamedTuple):
 
 
 class ChargedControls(ViewerControls):
-    """`ViewerControls`, and switches for subject and background where the charge has both."""
+    """`ViewerControls`, without the switches of photos where none are stored, and with ones for subject and background
+    where the charge has both."""
 
-    def __init__(self, frames: int, look: Look, start: StartCamera, branches: bool) -> None:
-        super().__init__(frames, look, start)
+    def __init__(self, times: Items[float], look: Look, start: StartCamera, photos: bool, branches: bool) -> None:
+        super().__init__(times, look, start)
         self.branches = branches
+        self.base.visible = self.residual.visible = photos
         if branches:
             self.subject = ViewerCheckbox("Subject", True)
             self.surroundings = ViewerCheckbox("Background", True)
@@ -113,9 +116,11 @@ class ChargedModel(PictureModel):
         self.manifest = manifest = store.manifest
         self.times = list(manifest.times)
         self.settings = settings_of(config, store)
-        start = StartCamera.at(manifest.start.position, manifest.start.middle, manifest.start.up)
+        start = StartCamera(manifest.start.position, manifest.start.middle, manifest.start.up)
         look = Look(self.settings.layers, backend=config.backend)
-        self.controls = ChargedControls(len(self.times), look, start, "branch" in manifest.dtypes)
+        self.controls = ChargedControls(
+            self.times, look, start, manifest.stored_sources > 0, "branch" in manifest.dtypes
+        )
         self.lpips = LpipsOrNothing()
         self._frames: ChargedFrames | None = None
         self._missing: set[int] = set()
@@ -145,6 +150,11 @@ class ChargedModel(PictureModel):
         """Whether the stored photos have masks."""
         return any(photo.mask is not None for photo in self.manifest.eval_photos)
 
+    def truth(self, batch: Dict[str, Any], background: Float[Tensor, "3"]) -> tuple[Tensor, Tensor, Tensor]:
+        """As `PictureModel.truth`; of a whole scene, which draws what is behind its subject, the whole photo."""
+        over, mask, valid = super().truth(batch, background)
+        return (batch["image"].to(self.device) if self.controls.branches else over), mask, valid
+
     def subject_box(self, batch: Dict[str, Any]) -> tuple[int, int, int, int] | None:
         """The box that the manifest tells of a stored photo."""
         return batch.get("box")
@@ -155,34 +165,37 @@ class ChargedModel(PictureModel):
         """As `get_outputs_for_camera`.
 
         Raises:
-            DataError: rays instead of a camera (``ns-render --render-nearest-camera``).
+            DataError: rays instead of a camera (``ns-render --render-nearest-camera``, ``ns-export pointcloud``).
         """
         if not isinstance(camera, Cameras):
-            raise DataError(
-                "camera", "", "is a bundle of rays; points are drawn.", "Leave out --render-nearest-camera."
-            )
+            remedy = "Leave out --render-nearest-camera; of ns-export, cameras and tsdf work."
+            raise DataError("camera", "", "is a bundle of rays; points are drawn.", remedy)
         return self.get_outputs_for_camera(camera)
 
-    def source_rows(self, points: ChargedPoints, centre: Float[Tensor, "3"]) -> list[int]:
-        """The sources for a picture from ``centre`` (world), best first, as positions in ``points.views``."""
+    def source_rows(self, points: ChargedPoints, centre: Float[Tensor, "3"], view: int | None) -> list[int]:
+        """The sources for a picture from ``centre`` (world), best first, as positions in ``points.views``.
+
+        ``view`` is the recording's camera that is drawn, if it is one, as in `R4DVModel.nearest_views`.
+        """
         settings = self.settings
         return choose_sources(
             centre.double().cpu().numpy(), np.asarray(points.centres), settings.sources, settings.source_metric,
-            self.manifest.bounds.mean(axis=0),
+            self.manifest.bounds.mean(axis=0), exclude=own_rows(points.views, view),
         )  # fmt: skip
 
-    def source_names(self, frame: int, centre: Float[Tensor, "3"]) -> list[str]:
+    def source_names(self, frame: int, centre: Float[Tensor, "3"], view: int | None = None) -> list[str]:
         """Cameras whose photos colour a picture, best first. Raises DataError where the frame is damaged."""
         points = self.opened().points(frame)
-        rows = self.source_rows(points, centre) if points.views else []
+        rows = self.source_rows(points, centre, view) if points.views else []
         return [self.manifest.views[points.views[row]].name for row in rows]
 
     def _picture(self, camera: Cameras, frame: int, time: float, box: OrientedBox | None) -> Dict[str, Tensor]:
         """``layers``: share of the layers in use."""
         look = self.controls.look()
         drawing = pinhole(camera.to(self.device), any_kind=self.controls.in_browser())
+        view = int(camera.metadata["view_idx"]) if camera.metadata and "view_idx" in camera.metadata else None
         try:
-            points, base = self.opened().get(frame, lambda points: self.source_rows(points, drawing.centre))
+            points, base = self.opened().get(frame, lambda points: self.source_rows(points, drawing.centre, view))
         except DataError as error:
             if not self.controls.in_browser():
                 raise
@@ -238,10 +251,15 @@ class ChargedModel(PictureModel):
         return (solid(seen) if look.solid else seen), window
 
     def thumbnail(self, camera: Cameras) -> UInt8[np.ndarray, "h w 3"]:
-        """A small drawing of what a camera [1] sees at its time; the camera is made smaller."""
+        """A small drawing of what a camera [1] sees at its time, black where the frame is damaged: the viewer must open
+        for those that are whole. The camera is made smaller."""
         longest = max(int(camera.width.max()), int(camera.height.max()))
         camera.rescale_output_resolution(min(THUMBNAIL / longest, 1.0))
-        rgb = self.get_outputs_for_camera(camera)["rgb"]
+        try:
+            rgb = self.get_outputs_for_camera(camera)["rgb"]
+        except DataError as error:
+            self._complain(self.moment(camera)[0], error)
+            rgb = torch.zeros(int(camera.height), int(camera.width), 3)
         return (rgb.clamp(0, 1) * 255 + 0.5).byte().cpu().numpy()
 
 

@@ -10,6 +10,7 @@ from core_ns.pipeline import ZooPipeline, ZooPipelineConfig
 from r4dv_ns.charged_data import ChargedDataManagerConfig, ChargedDataset
 from r4dv_ns.charged_model import ChargedModelConfig
 from r4dv_ns.drawing import pinhole
+from r4dv_ns.protocols import protocol
 
 
 @dataclass
@@ -62,17 +63,15 @@ class ChargedPipeline(ZooPipeline):
             return result
         model: Any = self.model
         dataset: ChargedDataset = data_loader.input_dataset
-        manifest, rows = dataset.store.manifest, []
-        for index, photo in enumerate(dataset.photos):
+        manifest = dataset.store.manifest
+
+        def photo(index: int) -> tuple[int, str, list[str]]:
+            judged = dataset.photos[index]
             centre = pinhole(dataset.cameras[index : index + 1].to(model.device)).centre
-            sources = model.source_names(photo.frame, centre)
-            rows.append(
-                {"view": manifest.views[photo.view].name, "frame": manifest.frames[photo.frame], "sources": sources}
-            )
+            sources = model.source_names(judged.frame, centre, judged.view)
+            return judged.view, manifest.frames[judged.frame], sources
+
         names = [view.name for view in manifest.views]
-        result["protocol"] = {
-            "held_out": [names[view] for view in manifest.eval_views],
-            "source_views": [names[view] for view in manifest.train_views],
-            "photos": rows,
-        }
+        photos = map(photo, range(len(dataset.photos)))
+        result["protocol"] = protocol(names, manifest.eval_views, manifest.train_views, photos)
         return result

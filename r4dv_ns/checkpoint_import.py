@@ -85,9 +85,13 @@ def import_released(
     """
     constants = constants or Constants()
     _check(constants)
+    options = options or SequenceOptions()
+    if options.orientation != "none":
+        problem = f"is {options.orientation}; the axes are those of the file's points."
+        raise DataError("options", "--orientation", problem, "Leave it out; --alignment says which axes these are.")
     found = read_released(file)
     # Outside of the masks the original's photos were black.
-    options = changed(options or SequenceOptions(), fill_outside_mask=True)
+    options = changed(options, fill_outside_mask=True)
     recording, options = _aligned(file, found, sequence.expanduser().resolve(), options, alignment)
     config = run_config(found, recording, options, constants, out)
     state = tensors(file, found, recording, options, constants)

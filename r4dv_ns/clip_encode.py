@@ -17,7 +17,7 @@ from core_ns.images import image_size
 from dataparsers.easymocap_files import MaskFiles, PhotoFiles, find_masks
 from dataparsers.easymocap_lens import resized
 from dataparsers.easymocap_view import frame_number, read_mask, wrong_size
-from dataparsers.picture_record import Record, begin, stamp_of
+from dataparsers.picture_record import Record, begin, refuse_other, stamp_of
 from dataparsers.video_names import ClipName, camera_of
 from dataparsers.video_write import CRF, KEY_EVERY, Rectangle, crop_of, even_canvas, write_clip
 from r4dv_ns.picture_jobs import Step, each_camera, open_photos, place_below
@@ -68,17 +68,19 @@ def encode(
         video_dir: folder to make for clips, relative to ``root``.
         mask_video_dir: the same for clips of the masks; "none" for none. What is black on the subject itself would be
             lost without them.
-        frames: begin, end, step, or a list. Clips number them from 0.
+        frames: begin, end, step, or a list. Clips number them from 0; poses of cameras that move are not renamed.
 
     Returns:
         The clips, those of masks last.
 
     Raises:
-        DataError: no masks, sizes that disagree, a folder that holds something else; nothing is written then.
+        DataError: no masks, sizes that disagree, a folder that holds something else, frames of a camera that moves that
+            would get other numbers; nothing is written then.
     """
     options = options or EncodeOptions()
     _check(options, root, mask_dir)
     photos, stems = open_photos(root, image_dir, frames)
+    _check_poses(root, photos.names, stems)
     files = {name: photos.of(name, stems) for name in photos.names}
     masks = None
     if mask_dir != "none":
@@ -91,10 +93,11 @@ def encode(
     settings = {**vars(options), "frames": list(frames)}
     sources = {maker.name: maker.fingerprint() for maker in makers}
     targets = [root / video_dir] + ([root / mask_video_dir] if masks is not None and mask_video_dir != "none" else [])
-    records = [
-        begin(target, Record(what, settings, sources))
-        for target, what in zip(targets, ("clips", "clips of masks"), strict=False)
-    ]
+    kinds = ("clips", "clips of masks")
+    fresh = [(target, Record(what, settings, sources)) for target, what in zip(targets, kinds, strict=False)]
+    for target, record in fresh:
+        refuse_other(target, record)
+    records = [begin(target, record) for target, record in fresh]
     lock = threading.Lock()
     by_name = {maker.name: maker for maker in makers}
     made: dict[tuple[int, str], Path] = {}
@@ -135,6 +138,22 @@ def _check(options: EncodeOptions, root: Path, mask_dir: str) -> None:
         raise DataError(root, f"--{name}", f"is {getattr(options, name.replace('-', '_'))}.", remedy)
     if mask_dir == "none" and not options.whole:
         raise DataError(root, "--mask-dir", "none leaves nothing to cut the subject out by.", "Add --whole.")
+
+
+def _check_poses(root: Path, names: Sequence[str], stems: Sequence[str]) -> None:
+    """Poses of cameras that move are found by their frames' names, which clips do not keep.
+
+    Raises:
+        DataError: a pose would go to another frame.
+    """
+    if list(stems) == [f"{number:06d}" for number in range(len(stems))]:
+        return
+    for name in names:
+        for place in (root / "cameras" / name, root / "optimized" / "cameras" / name):
+            if place.is_dir():
+                problem = f"moves, and its poses have the frames' names ({stems[0]}, ...); clips count from 000000."
+                remedy = "Encode all frames from 000000 on, or rename photos, masks and poses first."
+                raise DataError(place, f"camera {name}", problem, remedy)
 
 
 class _CameraClips:

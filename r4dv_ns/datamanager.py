@@ -153,10 +153,11 @@ class R4DVDataManager(FullImageDatamanager, VanillaDataManager):
             self.sequence, cropped, capacity=int(config.cache_gb * 1e9), workers=config.workers, pad=config.crop_pad
         )
         self.source_bank = SourceBank(self.sequence, cache, cropped, pad=config.crop_pad, device=device)
-        self._rank = comms.get_rank() if comms.is_dist_avail_and_initialized() else local_rank
+        # Not the arguments: `ZooPipeline` makes the data manager of every process as if it were alone.
+        self._rank, world = comms.get_rank(), comms.get_world_size()
         self._targets = TargetChoice(
             len(self.sequence.frames), self.sequence.train_views,
-            block=config.frame_block, seed=config.seed, rank=self._rank, world_size=max(world_size, 1),
+            block=config.frame_block, seed=config.seed, rank=self._rank, world_size=world,
         )  # fmt: skip
         self._middle = transform_points(bounds.mean(axis=0)[None], self.sequence.transform)[0]
         self._batch_pixels = 0

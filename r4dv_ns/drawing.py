@@ -29,6 +29,8 @@ class Drawing:
     """OpenCV world-to-camera."""
     height: int
     width: int
+    view: int | None = None
+    """The recording's camera that this is, if any: the photo that it took at this moment is the answer."""
 
     @property
     def centre(self) -> Float[Tensor, "3"]:

@@ -115,6 +115,9 @@ class HullMeta:
     """Of all training views at all selected frames."""
     settings: dict[str, Any] = field(default_factory=dict)
     """What the frames share (see `hull_plan.Plan`): search box, voxel, thresholds, ..."""
+    others: list[dict[str, Any]] = field(default_factory=list)
+    """Frames of earlier runs that are not selected now. Nothing is read from them but whether their files still hold
+    when they are selected again."""
 
     def points(self, frame: int) -> Path:
         """Surface points of a selected frame: ``surfs/STEM.ply``."""
@@ -123,6 +126,10 @@ class HullMeta:
     def hull(self, frame: int) -> Path:
         """All interior voxel centres of a selected frame: ``vhulls/STEM.ply``; absent where points were given."""
         return self.hull_file(self.frames[frame]["stem"])
+
+    def places(self, frame: int) -> Path:
+        """Where a selected frame's subject may be: `hull`, or `points` where these were given."""
+        return self.hull(frame) if self.hull(frame).is_file() else self.points(frame)
 
     def surface_file(self, stem: str) -> Path:
         """As `points`, by the frame's name."""
@@ -142,6 +149,7 @@ class HullMeta:
             "settings": self.settings,
             "frame_ids": [frame["stem"] for frame in self.frames],
             "frames": self.frames,
+            "others": self.others,
         }
         write_json(self.folder / META, content)
 
@@ -178,6 +186,7 @@ def read_meta(folder: str | Path) -> HullMeta | None:
         bounds = np.asarray(content["bounds"], dtype=np.float64)
         voxel = float(content["voxel"])
         frames = [_frame(frame) for frame in content["frames"]]
+        others = [_frame(frame) for frame in content.get("others", [])]
         settings, cameras_hash = content["settings"], content["cameras_hash"]
     except (KeyError, TypeError, ValueError) as error:
         raise DataError(file, "", f"lacks or garbles an entry ({error!r}).", _AGAIN) from error
@@ -185,7 +194,7 @@ def read_meta(folder: str | Path) -> HullMeta | None:
         raise DataError(file, "bounds", "are not a box.", _AGAIN)
     if not (math.isfinite(voxel) and voxel > 0) or not frames or not isinstance(settings, dict):
         raise DataError(file, "voxel, frames, settings", "are not what was written.", _AGAIN)
-    return HullMeta(folder, bounds, voxel, frames, str(cameras_hash), settings)
+    return HullMeta(folder, bounds, voxel, frames, str(cameras_hash), settings, others)
 
 
 def _frame(entry: dict[str, Any]) -> dict[str, Any]:

@@ -139,8 +139,7 @@ def write_report(
         shown |= set(spread(flagged, frames))
     overlap: dict[str, float | None] = {}
     for frame in sorted(shown):
-        file = meta.hull(frame) if meta.hull(frame).is_file() else meta.points(frame)
-        points = read_ply(file).xyz
+        points = read_ply(meta.places(frame)).xyz
         overlaps = [draw(sequence, meta, frame, view, points) for view in spread(sequence.train_views, views)]
         stem = meta.frames[frame]["stem"]
         values = [each.iou for each in overlaps if each.iou is not None]

@@ -21,7 +21,7 @@ from rich.progress import Progress
 from core_ns.atomic import write_bytes, write_json
 from core_ns.errors import DataError
 from dataparsers.easymocap_sequence import Sequence
-from dataparsers.point_ply import read_ply, write_ply
+from dataparsers.point_ply import ply_comments, read_ply, write_ply
 from r4dv_ns.hull import visual_hull
 from r4dv_ns.hull_meta import HullMeta, HullOptions, read_json, read_meta
 from r4dv_ns.hull_plan import (
@@ -41,13 +41,17 @@ from r4dv_ns.surface import surface_points
 __all__ = ["HullMeta", "HullOptions", "ensure_hulls", "read_meta"]
 
 _PROGRESS = Path("r4dv") / "progress"
+_PLAN = _PROGRESS / "plan.json"
+_CARVED = "carved from masks by ns-r4dv"
+"""Comment in the surface points made here: without their record they are made again, and not taken for given ones."""
 
 
 def ensure_hulls(sequence: Sequence, folder: str | Path, options: HullOptions, *, progress: bool = True) -> HullMeta:
     """The hulls of all selected frames: those of earlier runs where nothing changed, the rest carved now.
 
     A frame is made anew when its cameras, its masks (names, sizes, times of change) or the options changed. Point
-    clouds that someone else put into ``surfs`` for all frames (no meta.json beside them) are used as they are.
+    clouds that someone else put into ``surfs`` for all frames (no meta.json beside them) are used as they are. Frames
+    that are not selected keep theirs for another time.
     Processes that ask at the same time wait for one another.
 
     Args:
@@ -95,7 +99,7 @@ def _ensure(sequence: Sequence, folder: Path, options: HullOptions, progress: bo
         remedy = "Use --undistort same or optimal."
         raise DataError(sequence.root, "--undistort none", "leaves lens distortion, which hulls cannot use.", remedy)
     known = read_meta(folder)
-    settings = make_plan(sequence, options, folder / _PROGRESS / "plan.json", known.settings if known else {})
+    settings = make_plan(sequence, options, folder / _PLAN, known.settings if known else {})
     plan = Plan(**settings["plan"])
     hashes = [plan.hash(frame_hash(sequence, frame)) for frame in range(len(sequence.frames))]
     run = _Run(sequence, folder, settings, known)
@@ -131,6 +135,12 @@ def _given(sequence: Sequence, folder: Path) -> HullMeta | None:
     missing = [file for file in files if not file.is_file()]
     if len(missing) == len(files):
         return None
+    if (
+        known is None
+        and sequence.has_masks
+        and all(_CARVED in ply_comments(each) for each in set(files) - set(missing))
+    ):
+        return None
     if missing:
         problem = f"is absent, though other frames have points that were not made here ({len(missing)} are missing)."
         raise DataError(missing[0], "points", problem, "Complete or move the folder, or choose other frames.")
@@ -150,7 +160,8 @@ def _given(sequence: Sequence, folder: Path) -> HullMeta | None:
     meta.voxel = float(np.median(extents)) / BOX_PER_VOXEL
     meta.bounds = aggregate(meta.frames, meta.voxel)
     meta.write()
-    CONSOLE.print(f"{files[0].parent}: using the points that lie there")
+    way_out = " (to have them carved from the masks, move the folder away)" if sequence.has_masks else ""
+    CONSOLE.print(f"{files[0].parent}: using the points that lie there{way_out}")
     return meta
 
 
@@ -160,17 +171,19 @@ class _Run:
     def __init__(self, sequence: Sequence, folder: Path, settings: dict[str, Any], known: HullMeta | None) -> None:
         self.sequence, self.plan = sequence, Plan(**settings["plan"])
         self.meta = HullMeta(folder, np.zeros((2, 3)), self.plan.voxel, [], cameras_hash(sequence), settings)
-        self.known = {entry["stem"]: entry for entry in known.frames} if known is not None else {}
+        self.known = {entry["stem"]: entry for entry in [*known.others, *known.frames]} if known is not None else {}
 
     def kept(self, stem: str, wanted: str) -> dict[str, Any] | None:
         """The entry of an earlier run for a frame, if it was made from the same things and its files are whole."""
+        entry, files = self.last(stem), self.files(stem)
+        if entry is None or entry.get("hash") != wanted or not all(file.is_file() for file in files):
+            return None
+        return entry if [file.stat().st_size for file in files] == entry.get("sizes") else None
+
+    def last(self, stem: str) -> dict[str, Any] | None:
+        """What the run that wrote a frame's files last has noted: one that was killed, else the one of the record."""
         progress = self.meta.folder / _PROGRESS / f"{stem}.json"
-        for entry in (read_json(progress) if progress.is_file() else None, self.known.get(stem)):
-            if entry is not None and entry.get("hash") == wanted:
-                files = self.files(stem)
-                if all(file.is_file() for file in files) and [f.stat().st_size for f in files] == entry.get("sizes"):
-                    return entry
-        return None
+        return read_json(progress) if progress.is_file() else self.known.get(stem)
 
     def files(self, stem: str) -> tuple[Path, Path]:
         """(hull, surface points) of a frame."""
@@ -181,33 +194,28 @@ class _Run:
         plan, stem = self.plan, self.sequence.frames[frame]
         box = np.asarray(plan.box)
         prepared, empty = silhouettes(self.sequence, frame, plan.voxel, box.mean(0))
-        hull = visual_hull(
-            prepared,
-            box[0],
-            box[1],
-            plan.voxel,
-            vhull_thresh=plan.vhull_thresh,
-            count_thresh=plan.count_thresh,
-            lowest_thresh=plan.lowest_thresh,
-            padding=plan.padding,
-            coarse_thresh_factor=plan.coarse_thresh_factor,
-            coarse_count_factor=plan.coarse_count_factor,
-            near=NEAR,
-            outlier_neighbours=plan.outlier_neighbours,
-            outlier_sigma=plan.outlier_sigma,
-            max_voxels=max_voxels,
-        )
+        seed = plan.seed + zlib.crc32(stem.encode())
+        try:
+            hull = visual_hull(
+                prepared, box[0], box[1], plan.voxel, vhull_thresh=plan.vhull_thresh, count_thresh=plan.count_thresh,
+                lowest_thresh=plan.lowest_thresh, padding=plan.padding, coarse_thresh_factor=plan.coarse_thresh_factor,
+                coarse_count_factor=plan.coarse_count_factor, near=NEAR, outlier_neighbours=plan.outlier_neighbours,
+                outlier_sigma=plan.outlier_sigma, max_voxels=max_voxels,
+            )  # fmt: skip
+            surface = hull and surface_points(hull.points, plan.voxel, plan.points, plan.surface_radius, seed)
+        except ValueError as error:  # a grid beyond all bounds
+            remedy = "Give a larger one, or none: it then follows from the subject's size."
+            raise DataError("hull options", "voxel", f"is {plan.voxel:g}: {error}.", remedy) from error
         entry: dict[str, Any] = {"stem": stem, "hash": wanted, "flags": []}
         if empty:
             entry["flags"].append(f"empty masks left out: {', '.join(empty)}")
-        if hull is None:
+        if hull is None or surface is None:
             return {**entry, "count": 0}
         if hull.thresh < plan.vhull_thresh - 1e-9:
             entry["flags"].append(f"empty with vhull_thresh {plan.vhull_thresh:g}: made with {hull.thresh:.2f}")
         hull_file, surface_file = self.files(stem)
         write_ply(hull_file, hull.points)
-        seed = plan.seed + zlib.crc32(stem.encode())
-        write_ply(surface_file, surface_points(hull.points, plan.voxel, plan.points, plan.surface_radius, seed))
+        write_ply(surface_file, surface, comment=_CARVED)
         half = 0.5 * plan.voxel
         entry |= {
             "count": len(hull.points),
@@ -236,6 +244,9 @@ class _Run:
                 entry |= {**neighbour, **own, "flags": flags, "copied_from": neighbour["stem"]}
         flag_volumes(entries)
         self.meta.frames, self.meta.bounds = entries, aggregate(entries, self.plan.voxel)
+        noted = {file.stem for file in (self.meta.folder / _PROGRESS).glob("*.json")} - {_PLAN.stem}
+        others = sorted({*self.known, *noted} - set(self.sequence.frames))
+        self.meta.others = [entry for entry in map(self.last, others) if entry is not None]
         self.meta.write()
         shutil.rmtree(self.meta.folder / _PROGRESS, ignore_errors=True)
         for entry in entries:

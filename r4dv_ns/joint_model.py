@@ -209,7 +209,9 @@ class JointModel(R4DVModel):
         still = STILL if stage is Stage.BACKGROUND and self.sources.still else frame
         photos, room = self._room_photos(still, views), self.room.state()
         hidden = self.hidden_in_training(self._room_key(frame), photos, room)
-        parts.append(self.room.learned(still, room, photos, drawing.centre, self.learning_photos, hidden))
+        target = int(metadata["view_idx"].reshape(-1)[0])
+        own = None if target in views else self._room_photos(still, [target])[0]
+        parts.append(self.room.learned(still, room, photos, drawing.centre, self.learning_photos, hidden, own))
         return self._learned_picture(drawing, parts, look)
 
     def _learned_picture(self, drawing: Drawing, parts: list[Learned], look: Look) -> Dict[str, Tensor]:

@@ -14,7 +14,6 @@ __all__ = [
     "PerceptualTerm",
     "entropy",
     "huber",
-    "mask_mse",
     "residual_size",
     "sh_size",
     "soft_iou",
@@ -71,11 +70,6 @@ def soft_iou(
     # An empty union is a perfect match; a union below epsilon must not blow its gradient up.
     small = torch.finfo(covered.dtype).eps
     return torch.where(covered > small, 1.0 - shared / covered.clamp_min(small), covered - shared)
-
-
-def mask_mse(accumulation: Float[Tensor, "*s"], mask: Float[Tensor, "*s"]) -> Float[Tensor, ""]:
-    """Mean squared difference of silhouettes, the paper's mask loss."""
-    return (accumulation - mask).square().mean()
 
 
 def residual_size(displacement: Float[Tensor, "n 3"]) -> Float[Tensor, ""]:

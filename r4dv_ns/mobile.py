@@ -22,8 +22,10 @@ from core_ns.errors import DataError
 from dataparsers.object_scene import new_folder
 from r4dv_ns import harmonics
 from r4dv_ns.charge_capture import farthest_views
+from r4dv_ns.charge_fields import REMEDY
 from r4dv_ns.charge_manifest import Manifest, write_manifest
 from r4dv_ns.charge_store import UNSEEN, ChargedFrame, ChargedStore, write_frame
+from r4dv_ns.charged_frames import source_views
 from r4dv_ns.sh_fit import RIDGE, fit_sh
 from r4dv_ns.source_choice import choose_sources
 from r4dv_ns.splat_ply import splats_of_points, write_splats
@@ -187,31 +189,36 @@ def export_mobile(
 def _write(
     store: ChargedStore, draft: Path, *, degree: int, ply: bool, ridge: float, count: int, pack: bool, progress: bool
 ) -> None:
-    """Everything but the run files; the manifest last."""
+    """Everything but the run files; the manifest last, photos first: one that is missing shall not be missed late."""
     manifest, hashes, kinds = store.manifest, dict[str, str](), dict[str, str]()
-    for index, stem in enumerate(_bar(manifest.frames, progress)):
-        whole = store.frame(index)
-        frame = mobile_frame(whole, manifest, index, degree=degree, ridge=ridge, count=count)
-        hashes |= write_frame(draft, stem, frame, pack=pack)
-        kinds = {key: array.dtype.str for key, array in frame.arrays().items()}
-        if ply:
-            alpha = np.asarray(frame.alpha, np.float32)
-            write_splats(
-                draft / "splats" / f"{stem}.ply", splats_of_points(frame.positions(), frame.radius, alpha, frame.sh)
-            )
     for photo in manifest.eval_photos:
         for path in (photo.image, photo.mask, photo.valid):
             if path is not None and path not in hashes:
                 (draft / path).parent.mkdir(parents=True, exist_ok=True)
                 shutil.copyfile(store.folder / path, draft / path)
-                hashes[path] = manifest.hashes[path]
+                hashes[path] = store.hashes[path]
+    for index, stem in enumerate(_bar(manifest.frames, progress)):
+        whole = store.frame(index)
+        source_views(store, index, whole)
+        frame = mobile_frame(whole, manifest, index, degree=degree, ridge=ridge, count=count)
+        hashes |= write_frame(draft, stem, frame, pack=pack)
+        kinds = {key: array.dtype.str for key, array in frame.arrays().items()}
+        if ply:
+            alpha = np.asarray(frame.alpha, np.float32)
+            splats = splats_of_points(frame.positions(), frame.radius, alpha, frame.sh)
+            try:
+                write_splats(draft / "splats" / f"{stem}.ply", splats)
+            except ValueError as error:
+                raise DataError(store.folder, f"frame {stem}", f"cannot be splats: {error}.", REMEDY) from error
     settings = {"degree": degree, "ridge": ridge, "viewpoints": count}
     write_manifest(
         draft,
         replace(
-            manifest, hashes=hashes, sh_degree=degree, stored_sources=0, packed=pack, dtypes=kinds, static_count=0,
-            boxes=() if manifest.static_count else manifest.boxes, settings={**manifest.settings, "mobile": settings},
+            manifest, sh_degree=degree, stored_sources=0, packed=pack, dtypes=kinds, static_count=0,
+            boxes=() if manifest.static_count else manifest.boxes,
+            settings={"baked": manifest.settings, "mobile": settings},  # not the bake's own: it would go on with this
         ),
+        hashes,
     )  # fmt: skip
 
 

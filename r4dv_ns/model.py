@@ -32,14 +32,14 @@ from r4dv_ns.pictures import PictureModel
 from r4dv_ns.planes import PlaneField, temporal_smoothness, total_variation
 from r4dv_ns.point_state import Front, PointState, Sighting, StateCache
 from r4dv_ns.reseed import Reseeder
-from r4dv_ns.source_choice import choose_sources
+from r4dv_ns.source_choice import choose_sources, own_rows
 from r4dv_ns.sources import SourceBank
-from r4dv_ns.viewer import Look, StartCamera, ViewerControls
+from r4dv_ns.viewer import Look, StartCamera, ViewerControls, start_between
 
 SCENE_DIAGONAL = 2.0
 """Metres; the lengths of the original's settings belong to a box of this diagonal (spec r4dv 4.3)."""
-TRANSPARENT = 0.3
-"""Share of the mask's area that is covered at step 500 below which a run is likely to fail (spec r4dv 10.2)."""
+EARLY, TRANSPARENT = 300, 0.3
+"""A step, and the share of the mask that is covered then, below which a run is likely to fail (spec r4dv 10.2)."""
 
 
 @dataclass(frozen=True)
@@ -81,7 +81,7 @@ class R4DVModel(PointBranch, PictureModel):
             self.start_sizes()
             self.points.share_outside(self.bounds)
         self.camera_refinement = config.camera_refinement.setup(num_cameras=len(self.sequence.views))
-        self.controls = ViewerControls(frames, Look(config.layers, backend=config.backend), self._start_camera())
+        self.controls = ViewerControls(self.times, Look(config.layers, backend=config.backend), self._start_camera())
         given = config.loss
         self.weights = LOSS_PRESETS.get(metadata.get("dataset_preset", ""), given) if given == LossWeights() else given
         self.perceptual = losses.PerceptualTerm()
@@ -100,7 +100,7 @@ class R4DVModel(PointBranch, PictureModel):
         """Facing the middle of the box from between two training cameras."""
         w2c = np.stack([self.sequence.views[view].w2c(0) for view in self.sequence.train_views])
         c2w = transform_cameras(c2w_opengl_from_w2c_opencv(w2c), self.sequence.transform[:3])
-        return StartCamera(c2w[:, :3], self.bounds.mean(dim=0).double().cpu().numpy())
+        return start_between(c2w[:, :3], self.bounds.mean(dim=0).double().cpu().numpy())
 
     def _start(self, frame: int) -> Float[Tensor, "n 3"]:
         """Surface points of a frame, in nerfstudio's world."""
@@ -208,7 +208,8 @@ class R4DVModel(PointBranch, PictureModel):
         drawing = pinhole(camera.to(self.device), any_kind)
         if camera.metadata is None or "view_idx" not in camera.metadata:
             return drawing
-        return replace(drawing, w2c=self.camera_refinement(drawing.w2c, int(camera.metadata["view_idx"])))
+        view = int(camera.metadata["view_idx"])
+        return replace(drawing, w2c=self.camera_refinement(drawing.w2c, view), view=view)
 
     def get_outputs(self, camera: Cameras) -> Dict[str, Tensor]:
         """One training picture; the camera's metadata names frame, view and source views.
@@ -241,7 +242,7 @@ class R4DVModel(PointBranch, PictureModel):
         state: PointState = self._cache.get(version, (frame, time), lambda: self.state(frame, time))
         sightings: list[Sighting] = [
             self._cache.get(version, (frame, time, view), lambda view=view: self._sighting(frame, state, view))
-            for view in self.nearest_views(frame, drawing.centre)
+            for view in self.nearest_views(frame, drawing.centre, drawing.view)
         ]
         weights, _ = blend_weights(
             torch.stack([each.logit for each in sightings]), torch.stack([each.visible for each in sightings])
@@ -280,14 +281,22 @@ class R4DVModel(PointBranch, PictureModel):
             "layers": seen.fragments[..., None].float() / most,
         }
 
-    def nearest_views(self, frame: int, centre: Float[Tensor, "3"]) -> list[int]:
-        """Training views whose photos colour a picture from ``centre``, best first."""
-        middle = self.bounds.mean(dim=0).double().cpu().numpy()
+    def nearest_views(self, frame: int, centre: Float[Tensor, "3"], view: int | None = None) -> list[int]:
+        """Training views whose photos colour a picture from ``centre``, best first.
+
+        Args:
+            frame: the moment.
+            centre: of the camera, world.
+            view: the recording's camera that is drawn, if it is one: it is not judged by its own photo (spec r4dv 4.4),
+                unless there is no other.
+        """
+        views, middle = self.sources.views, self.bounds.mean(dim=0).double().cpu().numpy()
         rows = choose_sources(
             centre.detach().double().cpu().numpy(), self.sources.centres(frame), self.config.sources,
             self.config.source_metric, middle,
+            exclude=own_rows(views, view),
         )  # fmt: skip
-        return [self.sources.views[row] for row in rows]
+        return [views[row] for row in rows]
 
     # ------------------------------------------------------------------ losses and metrics
 
@@ -339,10 +348,10 @@ class R4DVModel(PointBranch, PictureModel):
         if "state_radius" in outputs:
             found |= {"radius": outputs["state_radius"].mean(), "opacity": outputs["state_alpha"].mean()}
             found |= {"orphans": outputs["orphans"], **self.camera_refinement.metrics()}
-            if self.step == 500 and float(covered) < TRANSPARENT:
+            if self.step == EARLY and float(covered) < TRANSPARENT:
                 CONSOLE.print(
-                    f"[yellow]The picture covers only {100 * float(covered):.0f} % of the mask after 500 steps. Stop, "
-                    "check hulls (ns-r4dv hull) and cameras, or raise radius-max."
+                    f"[yellow]The picture covers only {100 * float(covered):.0f} % of the mask after {EARLY} steps. "
+                    "Stop, check hulls (ns-r4dv hull) and cameras, or raise radius-max."
                 )
         return found
 

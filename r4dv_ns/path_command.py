@@ -19,7 +19,8 @@ class CameraPathCommand:
     """Lay a camera path about a recording: for ns-render camera-path, and as intri.yml and extri.yml."""
 
     out: Path
-    """Camera path to write, a .json file. The viewer's render tab finds it as RECORDING/camera_paths/NAME.json."""
+    """Camera path to write, a .json file. The viewer's render tab finds it as RECORDING/camera_paths/NAME.json, that of
+    a charged folder as CHARGED/camera_paths/NAME.json."""
     load_config: Optional[Path] = None
     """config.yml of a trained run or of a charged folder; its training cameras are gone by."""
     data: Optional[Path] = None

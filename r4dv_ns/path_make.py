@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Optional
 
 import numpy as np
@@ -214,8 +214,17 @@ def _along(
     c2w = CURVES[curve](keys, shares, options.loop)
     # Half-angles' tangents, not angles: the picture of a plane grows evenly.
     extent = linear_values(1 / focal, shares, options.loop)
-    timed = None if times is None else linear_values(times[:, None], shares, options.loop)[:, 0].clip(0.0, 1.0)
+    timed = None if times is None else _moments(times, shares, options.loop)
     return _Route(c2w, 1 / extent, timed, closed=options.loop or options.swing)
+
+
+def _moments(times: Float[Array, "k"], shares: Float[Array, "n"], closed: bool) -> Float[Array, "n"]:
+    """Times between those of keys. From the last key back to the first time stands still, unless it is as near as any
+    other: else what took the whole path would run backwards within one part."""
+    count, back = len(times), abs(times[0] - times[-1])
+    if closed and back > np.abs(np.diff(times)).max() + 1e-9:
+        shares, closed = np.minimum(shares * count / (count - 1), 1.0), False
+    return linear_values(times[:, None], shares, closed)[:, 0].clip(0.0, 1.0)
 
 
 def _from_file(
@@ -233,9 +242,10 @@ def _from_file(
             say(f"{options.file}: lenses and off-centre principal points are not drawn.")
         c2w, extents, times, size, fps, closed = found.c2w, found.focal, found.times, found.size, None, False
     reshaped = options.loop or options.swing or options.pace == "even"
+    along = replace(options, loop=options.loop or (closed and not options.swing))
     if not reshaped and (options.n is None or options.n == len(c2w)):
         return _Route(c2w, extents, times, closed), size, fps
     try:
-        return _along(c2w, extents, times, options, options.n or len(c2w)), size, fps
+        return _along(c2w, extents, times, along, options.n or len(c2w)), size, fps
     except ValueError as error:
         raise DataError(options.file, "--n", f"{error}.", "Add cameras, or use --spline interpolating.") from error

@@ -148,13 +148,13 @@ def _played(config_file: Path) -> Manifest:
     sample, first = (_setting(config_file, *place, key) for key in ("frame_sample", "first_frame"))
     try:
         items = [each.value for each in sample.value] if sample is not None and isinstance(sample.value, list) else []
-        frames = tuple(None if item in ("null", "~", "") else int(item) for item in items)
+        frames = tuple(None if item.lower() in ("null", "~", "") else int(item) for item in items)
     except (ValueError, AttributeError, TypeError) as error:
         problem = "is no list of frames."
         raise DataError(
             config_file, "frame_sample", problem, "Write the file again with 'ns-r4dv charge open'."
         ) from error
-    alone = first is not None and first.value == "true"
+    alone = first is not None and first.value.lower() in ("true", "yes", "on")
     return ChargedStore(config_file.parent, frame_sample=frames or None, first_frame=alone).manifest
 
 

@@ -163,7 +163,7 @@ def azimuths(c2w: Poses, attention: Vector, up: Vector) -> Float[Array, "n"]:
 
 def _circle(offsets: Float[Array, "n 3"], up: Vector, radius: float | None, ratio: float) -> tuple[float, float]:
     """Radius of the circle and its height over the attention point: rms distance and mean height are the cameras'."""
-    distance = float(radius or math.sqrt((offsets**2).sum(axis=1).mean()) * ratio)
+    distance = float(ratio * (radius or math.sqrt((offsets**2).sum(axis=1).mean())))
     height = float((offsets @ up).mean())
     if distance <= abs(height) * (1 + 1e-9):
         raise ValueError(f"no circle at height {height:.4g} has cameras at distance {distance:.4g}")
@@ -188,7 +188,8 @@ def orbit(
         shares: of a full turn, anticlockwise seen from above; 0 is at the first camera.
         attention: what to look at.
         up: axis of the circle, length 1.
-        radius: distance from the attention point in world units; None: the cameras' rms distance x ``radius_ratio``.
+        radius: distance from the attention point in world units; None: the cameras' rms distance.
+        radius_ratio: multiplies it.
         height: added to the circle's height, world units.
         start: horizontal direction of share 0; None: the first camera's.
 

@@ -21,7 +21,10 @@ from torch import Tensor
 from core_ns.metrics import LpipsOrNothing
 from core_ns.ray_cameras import pinhole_from_rays
 from r4dv_ns.protocols import picture_metrics
-from r4dv_ns.viewer import ViewerControls
+from r4dv_ns.viewer import ViewerControls, nearest_frame
+
+SAME = 1e-5
+"""Share of the way between two frames that is none: cameras hold times as float32."""
 
 
 class PictureConfig(Protocol):
@@ -57,7 +60,7 @@ class PictureModel(Model):
         """Frame and time in [0, 1] that a camera asks for; the first where it does not say."""
         asked = float(camera.times.reshape(-1)[0]) if camera.times is not None else 0.0
         asked = self.controls.time(min(max(asked, 0.0), 1.0))
-        return int(np.abs(np.asarray(self.times) - asked).argmin()), asked
+        return nearest_frame(self.times, asked), asked
 
     def background(self) -> Float[Tensor, "3"]:
         """Behind the points: nerfstudio's override, else the grey of the settings; black for a random one."""
@@ -80,8 +83,9 @@ class PictureModel(Model):
             return self._picture(camera, frame, times[frame], obb_box)
         after = int(np.searchsorted(times, time).clip(1, len(times) - 1))
         share = (time - times[after - 1]) / (times[after] - times[after - 1])
-        if share <= 0 or share >= 1:
-            return self._picture(camera, after - 1 if share <= 0 else after, time, obb_box)
+        if not SAME < share < 1 - SAME:
+            frame = after - 1 if share <= SAME else after
+            return self._picture(camera, frame, times[frame], obb_box)
         one, other = (self._picture(camera, index, times[index], obb_box) for index in (after - 1, after))
         return {name: torch.lerp(one[name], other[name], share) for name in one}
 

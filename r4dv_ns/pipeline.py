@@ -12,10 +12,11 @@ from dataparsers.easymocap_parser import scene_bounds
 from dataparsers.easymocap_sequence import Sequence
 from r4dv_ns.datamanager import R4DVDataManagerConfig
 from r4dv_ns.drawing import pinhole
-from r4dv_ns.frame_dataset import sequence_of
+from r4dv_ns.frame_dataset import FrameDataset, sequence_of
 from r4dv_ns.hull_meta import read_meta
 from r4dv_ns.model_config import R4DVModelConfig
 from r4dv_ns.preflight import Preflight, estimate
+from r4dv_ns.protocols import protocol
 
 
 @dataclass
@@ -120,19 +121,19 @@ class R4DVPipeline(ZooPipeline):
         result = super().get_average_image_metrics(data_loader, image_prefix, step, output_path, get_std)
         if step is None:
             model: Any = self.model
-            manager: Any = self.datamanager
-            sequence: Sequence = manager.sequence
+            dataset: FrameDataset = data_loader.input_dataset
+            sequence = dataset.sequence
             names = sequence.names
-            rows = []
-            for camera, batch in data_loader:
-                frame, centre = int(batch["frame_idx"]), pinhole(camera).centre
-                sources = [names[view] for view in model.nearest_views(frame, centre)]
-                rows.append(
-                    {"view": names[int(batch["view_idx"])], "frame": sequence.frames[frame], "sources": sources}
+
+            def photo(index: int) -> tuple[int, str, list[str]]:
+                frame, centre = (
+                    dataset.frame(index),
+                    pinhole(dataset.cameras[index : index + 1].to(model.device)).centre,
                 )
-            result["protocol"] = {
-                "held_out": [names[view] for view in sequence.eval_views],
-                "source_views": [names[view] for view in sequence.train_views],
-                "photos": rows,
-            }
+                view = dataset.view(index)
+                sources = [names[other] for other in model.nearest_views(frame, centre, view)]
+                return view, sequence.frames[frame], sources
+
+            photos = map(photo, range(len(dataset)))
+            result["protocol"] = protocol(names, sequence.eval_views, sequence.train_views, photos)
         return result

@@ -29,16 +29,6 @@ DILATIONS = (0.05, 0.01)
 """Widths that masks are grown by, of the photo's longer side: the original's 100 and 20 pixels at 2000."""
 
 
-def clean_plate(
-    photos: Sequence[UInt8[Array, "h w 3"]], masks: Sequence[UInt8[Array, "h w"]], dilations: tuple[int, int]
-) -> tuple[UInt8[Array, "h w 3"], Bool[Array, "h w"]]:
-    """Mean of the photos outside of their grown masks; see `PlateSum`. For those that are in memory already."""
-    total = PlateSum(dilations)
-    for photo, mask in zip(photos, masks, strict=True):
-        total.add(photo, mask)
-    return total.result()
-
-
 class PlateSum:
     """The mean of photos where no subject is (r4dv 3.4), one photo at a time.
 

@@ -13,6 +13,8 @@ from core_ns.errors import DataError
 from r4dv_ns.clip_encode import EncodeOptions
 
 Frames = Tuple[Optional[int], ...]
+ENCODED = "videos_libx265"
+"""Usual folder of clips with the subject on black."""
 
 
 @dataclass
@@ -58,7 +60,7 @@ class Masks:
     """threshold: what is not black. plate: what differs from a clean plate, bkgd/CAM.jpg. rvm: the network
     RobustVideoMatting, which you provide."""
     video_dir: Optional[str] = None
-    """Folder of the clips."""
+    """Folder of the clips. By default videos_libx265 for threshold."""
     image_dir: Optional[str] = None
     """Folder of photos, instead of clips. By default images for plate and rvm."""
     mask_dir: Optional[str] = None
@@ -83,6 +85,7 @@ class Masks:
 
     def main(self) -> int:
         """Make them; the same command goes on after an interruption."""
+        from dataparsers.video_names import holds_clips
         from r4dv_ns.clip_extract import Matting, extract_masks
         from r4dv_ns.mattes import Brightness, FirstChannel, PlateDifference
         from r4dv_ns.picture_jobs import place_below
@@ -93,11 +96,12 @@ class Masks:
         if self.single_channel:
             matting, source = FirstChannel(), self.video_dir or self.image_dir or "videos_masks_libx265"
         elif self.method == "threshold":
-            if not (self.video_dir or self.image_dir or (self.sequence / default_clips(self.sequence)).is_dir()):
+            # Raw videos show their background: whoever has some on black must say so.
+            if not (self.video_dir or self.image_dir or holds_clips(self.sequence / ENCODED)):
                 remedy = "Name pictures of one with --video-dir or --image-dir, or choose another --method."
                 raise DataError(self.sequence, "--method threshold", "holds no clips of a subject on black.", remedy)
             threshold = 12 if self.threshold is None else int(self.threshold)
-            matting, source = Brightness(threshold), self.video_dir or self.image_dir or default_clips(self.sequence)
+            matting, source = Brightness(threshold), self.video_dir or self.image_dir or ENCODED
         elif self.method == "plate":
             plates = place_below(self.sequence, self.plate_dir)
             matting, source = PlateDifference(plates, self.threshold), self.video_dir or self.image_dir or "images"
@@ -209,8 +213,8 @@ def default_clips(sequence: Path) -> str:
     """The usual folder of clips that is there."""
     from dataparsers.video_names import holds_clips
 
-    found = [name for name in ("videos_libx265", "videos") if holds_clips(sequence / name)]
-    return found[0] if found else "videos_libx265"
+    found = [name for name in (ENCODED, "videos") if holds_clips(sequence / name)]
+    return found[0] if found else ENCODED
 
 
 @dataclass

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 from jaxtyping import Bool, Float
@@ -48,3 +49,24 @@ def picture_metrics(
         value: Any = structural_similarity(one, other, channel_axis=-1, data_range=2.0)
         metrics["ssim_upstream"] = float(value)
     return metrics
+
+
+def protocol(
+    views: Sequence[str],
+    held_out: Iterable[int],
+    source_views: Iterable[int],
+    photos: Iterable[tuple[int, str, list[str]]],
+) -> dict[str, Any]:
+    """What ``ns-eval`` writes beside its numbers, so that no reader has to guess what they are numbers of.
+
+    Args:
+        views: names of the cameras; the other arguments count in them.
+        held_out: cameras that no training has seen.
+        source_views: cameras whose photos give points their colours.
+        photos: of each judged photo its camera, the name of its frame, and the cameras that coloured its picture.
+    """
+    return {
+        "held_out": [views[view] for view in held_out],
+        "source_views": [views[view] for view in source_views],
+        "photos": [{"view": views[view], "frame": frame, "sources": sources} for view, frame, sources in photos],
+    }

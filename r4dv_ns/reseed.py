@@ -71,7 +71,7 @@ class Reseeder:
         if unseen is not None:
             dead = dead | unseen
         transform = torch.from_numpy(model.sequence.transform).float()
-        hull = torch.from_numpy(read_ply(model.hulls.hull(last.frame)).xyz).float()
+        hull = torch.from_numpy(read_ply(model.hulls.places(last.frame)).xyz).float()
         hull = hull @ transform[:3, :3].T + transform[:3, 3]
         weights = candidate_weights(
             hull, last.error.cpu(), last.drawing.K.detach().cpu(), last.drawing.w2c.detach().cpu()

@@ -18,6 +18,10 @@ INNER = 0.8
 """Share of the planes' half width for the box that holds most points; what is beyond is drawn together in the rest."""
 MOST = (0.05, 0.95)
 """Quantiles of the coordinates that this box spans."""
+AROUND = 4
+"""Neighbours of a point of a surface."""
+CLOSED = 1.25
+"""Radii at the start over the distance to that many neighbours."""
 
 
 def inner_box(cloud: Float[Tensor, "n 3"]) -> Float[Tensor, "2 3"]:
@@ -62,7 +66,8 @@ class Room(PointBranch, nn.Module):
             self.geometry.biases[0] = 0.0
 
     def start_sizes(self) -> None:
-        """Points begin as large as the distance to their neighbours, at most half of the largest radius."""
+        """Points begin as large as the distance to the nearest, and, where that is small, larger than the distance to
+        those around them: surfaces are closed then. At most half of the largest radius."""
         from scipy.spatial import KDTree
 
         cloud = self.points.points[0].detach()
@@ -71,8 +76,11 @@ class Room(PointBranch, nn.Module):
         if len(places[0]) < 2:
             return
         step = max(1, -(-len(places[0]) // MOST_QUERIES))
-        distances, _ = KDTree(places[0]).query(places[0][::step], k=2)
-        self.geometry.initialise(float(np.median(distances[:, 1] / stretch[places[1][::step]])))
+        around = min(AROUND, len(places[0]) - 1)
+        distances, _ = KDTree(places[0]).query(places[0][::step], k=around + 1)
+        gaps = np.asarray(distances)[:, 1:] / stretch[places[1][::step], None]
+        nearest, around = np.median(gaps[:, 0]), np.median(gaps[:, -1])
+        self.geometry.initialise(float(max(nearest, min(CLOSED * around, float(self.geometry.limits[1])))))
 
     def place(self, xyz: Float[Tensor, "n 3"]) -> Float[Tensor, "n 3"]:
         """See `contract`."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from typing import Literal
 
 import numpy as np
@@ -66,6 +66,19 @@ def choose_sources(
     banned = set(exclude)
     ranked = rank_sources(target_centre, source_centres, metric, scene_centre)
     return [row for row in ranked if row not in banned][:count]
+
+
+def own_rows(views: Sequence[int], view: int | None) -> list[int]:
+    """Rows of a recording's camera among the photos, which may not colour its own picture (spec r4dv 4.4).
+
+    Args:
+        views: the camera of every photo.
+        view: the camera that is drawn; None for any other camera, which may use all.
+
+    Returns:
+        none where there is no other photo.
+    """
+    return [row for row, each in enumerate(views) if each == view and len(views) > 1]
 
 
 def training_sources(

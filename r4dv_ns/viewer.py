@@ -3,25 +3,19 @@
 from __future__ import annotations
 
 import threading
+from collections.abc import Sequence as Items
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from jaxtyping import Float
-from nerfstudio.viewer.viewer_elements import (
-    ViewerCheckbox,
-    ViewerControl,
-    ViewerDropdown,
-    ViewerNumber,
-    ViewerSlider,
-)
+from nerfstudio.viewer.viewer_elements import ViewerCheckbox, ViewerDropdown, ViewerNumber, ViewerSlider
 from torch import nn
 
+from core_ns.start_camera import StartCamera
 from core_ns.viewer_threads import asking_browser
 
-VISER_SCALE = 10.0
-"""nerfstudio multiplies scene coordinates by this for viser."""
 CLOSER = 0.55
 """Distance of the start camera over that of the recording's first."""
 MOST_LAYERS = 60
@@ -46,46 +40,40 @@ class Look:
     backend: str = "auto"
 
 
-class StartCamera(ViewerControl):
-    """Where every new browser begins, the right way up; by itself it would start near the origin.
-
-    Between two neighbouring cameras of the recording and closer, so that no picture of theirs is in the way.
+def start_between(c2w: Float[np.ndarray, "v 3 4"], middle: Float[np.ndarray, "3"]) -> StartCamera:
+    """Where a browser begins: between the first camera of a recording and its neighbour, and closer, so that no picture
+    of theirs is in the way.
 
     Args:
         c2w: OpenGL camera-to-world of the recording's cameras.
         middle: world point to look at, which the mouse turns the camera around.
     """
+    offsets = np.asarray(c2w, np.float64)[:, :, 3] - middle
+    distances = np.linalg.norm(offsets, axis=1)
+    directions = offsets / distances[:, None]
+    neighbour = int(np.argsort(directions @ directions[0])[-2]) if len(c2w) > 1 else 0
+    between = directions[0] + directions[neighbour]
+    if np.linalg.norm(between) < 1e-6:  # the two face each other
+        between = directions[0]
+    up = np.asarray(c2w, np.float64)[:, :, 1].mean(axis=0)
+    position = middle + CLOSER * distances[0] * between / np.linalg.norm(between)
+    return StartCamera(position, middle, up / np.linalg.norm(up))
 
-    def __init__(self, c2w: Float[np.ndarray, "v 3 4"], middle: Float[np.ndarray, "3"]) -> None:
-        super().__init__()
-        offsets = np.asarray(c2w, np.float64)[:, :, 3] - middle
-        distances = np.linalg.norm(offsets, axis=1)
-        directions = offsets / distances[:, None]
-        neighbour = int(np.argsort(directions @ directions[0])[-2]) if len(c2w) > 1 else 0
-        between = directions[0] + directions[neighbour]
-        self.middle, self.position = middle, middle + CLOSER * distances[0] * between / np.linalg.norm(between)
-        up = np.asarray(c2w, np.float64)[:, :, 1].mean(axis=0)
-        self.up = up / np.linalg.norm(up)
 
-    @classmethod
-    def at(
-        cls, position: Float[np.ndarray, "3"], middle: Float[np.ndarray, "3"], up: Float[np.ndarray, "3"]
-    ) -> StartCamera:
-        """One that is known: where it stands, the point it looks at, and the unit vector that is up, world."""
-        start = cls.__new__(cls)
-        ViewerControl.__init__(start)
-        start.position, start.middle, start.up = position, middle, up
-        return start
+def nearest_frame(times: Items[float], time: float) -> int:
+    """The frame whose time is nearest; of two that are as near the first."""
+    return int(np.abs(np.asarray(times) - time).argmin())
 
-    def _setup(self, viewer: Any) -> None:
-        super()._setup(viewer)
-        viewer.viser_server.scene.set_up_direction(tuple(self.up))
-        viewer.viser_server.on_client_connect(self._place)
 
-    def _place(self, client: Any) -> None:
-        client.camera.up_direction = self.up
-        client.camera.position = VISER_SCALE * self.position
-        client.camera.look_at = VISER_SCALE * self.middle
+class Agreed(NamedTuple):
+    """What is shown since one of the two sliders was touched last."""
+
+    tools: tuple[float, ...]
+    """Where nerfstudio's own slider stands; two places while it is being moved."""
+    frame: int
+    """Where the frame slider stands."""
+    time: float
+    """What is drawn."""
 
 
 class ViewerControls(nn.Module):
@@ -93,13 +81,18 @@ class ViewerControls(nn.Module):
 
     nerfstudio finds the elements as attributes of modules, hence the base class. They speak to the viewer's own render
     threads only (`core_ns.viewer_threads.asking_browser`).
+
+    Args:
+        times: of the frames, in [0, 1], rising.
+        look: the defaults.
+        start: where browsers begin.
     """
 
-    def __init__(self, frames: int, look: Look, start: StartCamera) -> None:
+    def __init__(self, times: Items[float], look: Look, start: StartCamera) -> None:
         super().__init__()
-        self.frames, self.default, self.viewer_control = frames, look, start
-        if frames > 1:
-            self.frame = ViewerSlider("Frame", 0, 0, frames - 1, 1, cb_hook=self._frame_chosen)
+        self.times, self.default, self.viewer_control = list(times), look, start
+        if len(self.times) > 1:
+            self.frame = ViewerSlider("Frame", 0, 0, len(self.times) - 1, 1, cb_hook=self._frame_chosen)
             self.play = ViewerCheckbox("Play", False, cb_hook=self._play)
             self.rate = ViewerNumber("Frames per second", 10.0)
             self.loop = ViewerCheckbox("Loop", True)
@@ -113,9 +106,11 @@ class ViewerControls(nn.Module):
         # What does not run here must not be chosen: an error would end the browser's render thread.
         cuda = ["triton", "gsplat"] if torch.cuda.is_available() else []
         self.backend = ViewerDropdown("Rasteriser", look.backend, ["auto", "torch", *cuda])
-        self._time = 0.0
-        """Where nerfstudio's own time slider stood when both sliders agreed last."""
-        self._following = False
+        self._agreed = Agreed((0.0,), 0, self.times[0])
+        self._wanted: int | None = None
+        """Frame that nerfstudio's slider, touched last, moved ours to."""
+        self._choosing = threading.Lock()
+        """Between the threads of viser's callbacks alone: what renders is interrupted at any line, and takes none."""
         self._player: threading.Thread | None = None
 
     # ------------------------------------------------------------------ what the renderer asks
@@ -140,27 +135,50 @@ class ViewerControls(nn.Module):
 
     def time(self, asked: float) -> float:
         """The time to draw, in [0, 1]: the tools' own, in a browser that of the slider that was touched last."""
-        if self.frames < 2 or not self.in_browser():
+        if len(self.times) < 2 or not self.in_browser():
             return asked
-        if abs(asked - self._time) > 1e-6:  # nerfstudio's slider moved, or its render tab plays a path
-            self._time = asked
-            self._following = True
-            try:
-                self.frame.value = round(asked * (self.frames - 1))
-            finally:
-                self._following = False
-            return asked
-        return int(self.frame.value) / (self.frames - 1)
+        agreed, asked = self._tools(asked)
+        if any(abs(asked - known) < 1e-6 for known in agreed.tools):
+            frame = int(self.frame.value)
+            return agreed.time if frame == agreed.frame else self.times[frame]  # its callback is still to come
+        # nerfstudio's slider moved, or its render tab plays a path. Interrupted anywhere here, the next picture finds
+        # it so again.
+        self._wanted = frame = nearest_frame(self.times, asked)
+        if int(self.frame.value) != frame:
+            self.frame.value = frame
+        self._agreed = Agreed((asked,), frame, asked)
+        return asked
+
+    def _tools(self, asked: float) -> tuple[Agreed, float]:
+        """What was agreed on, and the tools' time of the same moment: that of the camera may be from before our slider
+        was moved, and would move it back."""
+        viewer = getattr(self.viewer_control, "viewer", None)
+        panel = getattr(viewer, "control_panel", None)
+        playing = getattr(getattr(viewer, "render_tab_state", None), "preview_render", False)
+        while True:
+            agreed = self._agreed
+            shown = asked if playing or panel is None else float(panel.time)
+            if agreed is self._agreed:
+                return agreed, shown
 
     # ------------------------------------------------------------------ what a browser does
 
     def _frame_chosen(self, element: ViewerSlider) -> None:
-        """Let nerfstudio's slider show about the same time; it has a hundred steps only."""
+        """Let nerfstudio's slider show about the same time; it has a hundred steps only. Runs on a thread of viser's,
+        some time after the slider was set."""
         panel = getattr(getattr(self.viewer_control, "viewer", None), "control_panel", None)
-        if panel is None or self._following:
+        if panel is None:
             return
-        self._time = round(int(element.value) / (self.frames - 1), 2)
-        panel.time = self._time
+        with self._choosing:
+            frame = int(element.value)
+            if frame == self._wanted:
+                return
+            self._wanted = None
+            time = self.times[frame]
+            before, shown = float(panel.time), round(time, 2)
+            self._agreed = Agreed((before, shown), frame, time)
+            panel.time = shown
+            self._agreed = Agreed((shown,), frame, time)
 
     def _play(self, element: ViewerCheckbox) -> None:
         if element.value and (self._player is None or not self._player.is_alive()):
@@ -175,7 +193,7 @@ class ViewerControls(nn.Module):
             if not self.play.value:
                 return
             following = int(self.frame.value) + 1
-            if following >= self.frames and not self.loop.value:
+            if following >= len(self.times) and not self.loop.value:
                 self.play.value = False
                 return
-            self.frame.value = following % self.frames
+            self.frame.value = following % len(self.times)

@@ -224,3 +224,20 @@ def test_json_keeps_doubles_and_refuses_what_json_cannot_hold(tmp_path: Path) ->
         write_json(tmp_path / "a.json", {"x": float("nan")})
     assert json.loads((tmp_path / "a.json").read_text(encoding="utf-8")) == value
     assert [item.name for item in tmp_path.iterdir()] == ["a.json"]
+
+
+def test_jpegs_for_thumbnails(tmp_path: Path) -> None:
+    """A half, quarter or eighth as long as enough pixels are left; other formats and small photos come whole."""
+    picture = np.random.default_rng(0).integers(0, 256, (61, 103, 3), dtype=np.uint8)
+    write_image(tmp_path / "a.jpg", picture)
+    write_image(tmp_path / "a.png", picture)
+    sizes = {8: (8, 13), 9: (16, 26), 16: (16, 26), 17: (31, 52), 31: (31, 52), 32: (61, 103), 500: (61, 103)}
+    for at_least, (height, width) in sizes.items():
+        assert read_image(tmp_path / "a.jpg", at_least)[0].shape == (height, width, 3)
+        assert read_image(tmp_path / "a.png", at_least)[0].shape == (61, 103, 3)
+    for side in range(1, 40):
+        write_image(tmp_path / "b.jpg", picture[:side, :23])
+        for at_least in range(1, 24):
+            shape = read_image(tmp_path / "b.jpg", at_least)[0].shape
+            assert shape[:2] in [(-(-side // share), -(-23 // share)) for share in (1, 2, 4, 8)]
+            assert min(shape[:2]) >= min(at_least, side, 23)

@@ -13,15 +13,13 @@ import cv2
 import numpy as np
 import pytest
 from easymocap_scene import HEIGHT, WIDTH, draw, look_at, make_sequence, ring, shift
-from hypothesis import given
-from hypothesis import strategies as st
 from PIL import Image
 
 from core_ns.errors import DataError
 from core_ns.images import read_image
 from dataparsers.easymocap import CameraModel, write_cameras
 from dataparsers.easymocap_attention import nearest_point_to_axes
-from dataparsers.easymocap_sequence import Sequence, SequenceOptions, attention_point, box_of_attention, open_sequence
+from dataparsers.easymocap_sequence import SequenceOptions, attention_point, box_of_attention, open_sequence
 
 
 @pytest.fixture(scope="module")
@@ -57,29 +55,6 @@ def test_views_frames_and_photos(scene: Path) -> None:
 # ---------------------------------------------------------------- time
 
 
-@given(st.integers(0, 6), st.integers(1, 7), st.integers(1, 4))
-def test_time_of_every_slice(begin: int, end: int, step: int) -> None:
-    """A12: frame(t(i)) = i for all begin, end, step; t = 1 is the last frame."""
-    chosen = range(7)[begin:end:step]
-    if not chosen:
-        return
-    sequence = timed([(i - chosen[0]) / max(chosen[-1] - chosen[0], 1) for i in chosen])
-    assert [sequence.frame_at(time) for time in sequence.times] == list(range(len(chosen)))
-    assert [sequence.frame_at(np.float32(time)) for time in sequence.times] == list(range(len(chosen)))
-    assert [sequence.frame_at(round(i / max(len(chosen) - 1, 1), 2)) for i in range(len(chosen))] == list(
-        range(len(chosen))
-    ), "also from the viewer's slider"
-    assert sequence.frame_at(1.0) == len(chosen) - 1
-    for index, time in enumerate(sequence.times):
-        assert sequence.blend_at(time) == (index, index, 0.0)
-
-
-def timed(times: list[float]) -> Sequence:
-    """A sequence without views."""
-    names = [str(i) for i in range(len(times))]
-    return Sequence(Path(), [], names, times, [], [], [], None, "images", "", SequenceOptions(), Path())
-
-
 def test_times_come_from_positions(scene: Path) -> None:
     def times(*sample: int | None) -> list[float]:
         return open_sequence(scene, SequenceOptions(frame_sample=sample, check_every_header=False)).times
@@ -89,20 +64,6 @@ def test_times_come_from_positions(scene: Path) -> None:
     assert times(1, 7, 4) == [0.0, 1.0]
     assert times(4) == [0.0]
     assert times(0, 1, 1, 4) == [0.0, 0.25, 1.0], "unevenly chosen frames keep their distance"
-
-
-def test_between_frames() -> None:
-    sequence = timed([0.0, 0.25, 1.0])
-    assert sequence.frame_at(None) == 0
-    assert sequence.frame_at(0.5) == 1
-    assert sequence.frame_at(0.7) == 2
-    assert sequence.blend_at(None) == (0, 0, 0.0)
-    assert sequence.blend_at(0.625) == (1, 2, 0.5)
-    assert sequence.blend_at(-3) == (0, 0, 0.0)
-    assert sequence.blend_at(7) == (2, 2, 0.0)
-    assert timed([0.0]).blend_at(0.5) == (0, 0, 0.0)
-    before, after, weight = timed([0.0, 1.0]).blend_at(0.5)
-    assert (before, after, weight) == (0, 1, 0.5)
 
 
 # ---------------------------------------------------------------- cameras

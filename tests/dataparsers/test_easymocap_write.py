@@ -21,6 +21,7 @@ from core_ns.images import image_size, read_image, write_image
 from dataparsers import easymocap_write
 from dataparsers.colmap_model import ColmapCamera, ColmapImage, ColmapModel, no_points, write_binary
 from dataparsers.easymocap import CameraModel, find_calibration
+from dataparsers.easymocap_sequence import open_sequence
 from dataparsers.easymocap_write import (
     ALPHA,
     Shot,
@@ -226,6 +227,15 @@ def test_other_formats_and_transparency(tmp_path: Path) -> None:
         write_image(tmp_path / "images" / name, opaque)
     out = colmap_to_easymocap(tmp_path, tmp_path / "images", tmp_path / "out3")
     assert not (out / "masks").exists()
+
+
+def test_suffixes_of_any_case_are_read_again(tmp_path: Path) -> None:
+    """What is converted opens: readers know some spellings of suffixes only."""
+    names = ["a.WEBP", "b.Jpg", "c.PNG"]
+    for name in names:
+        photo(tmp_path / "images" / name, 90)
+    out = colmap_to_easymocap(colmap(tmp_path, names), tmp_path / "images", tmp_path / "out")
+    assert open_sequence(out).names == ["a", "b", "c"]
 
 
 def test_links_fall_back_to_copies(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

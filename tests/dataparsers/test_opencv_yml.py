@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import array_shapes, arrays
 
 from core_ns.errors import DataError
-from dataparsers.opencv_yml import format_yml, parse_yml, read_yml, write_yml
+from dataparsers.opencv_yml import format_yml, parse_yml, read_yml
 
 MATRIX = "A: !!opencv-matrix\n  rows: 2\n  cols: 2\n  dt: d\n  data: [1., -0., .5, 1e-05]\n"
 
@@ -49,7 +49,7 @@ def test_cv2_reads_what_we_write(tmp_path: Path) -> None:
         "f_00": 1e-300,
         "word": "plain: # text",
     }
-    write_yml(tmp_path / "x.yml", content)
+    (tmp_path / "x.yml").write_text(format_yml(content))
     storage = cv2.FileStorage(str(tmp_path / "x.yml"), cv2.FILE_STORAGE_READ)
     names = storage.getNode("names")
     assert [names.at(i).string() for i in range(names.size())] == content["names"]
@@ -260,7 +260,6 @@ def test_round_trip_is_exact(content: dict[str, Any]) -> None:
     ],
     ids=str,
 )
-def test_what_cannot_be_written_is_not_written(tmp_path: Path, content: dict[str, Any]) -> None:
+def test_what_cannot_be_written_is_refused(content: dict[str, Any]) -> None:
     with pytest.raises(ValueError):
-        write_yml(tmp_path / "x.yml", {"good": 1, **content})
-    assert not list(tmp_path.iterdir())
+        format_yml({"good": 1, **content})

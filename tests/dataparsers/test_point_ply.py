@@ -12,7 +12,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from core_ns.errors import DataError
-from dataparsers.point_ply import PointCloud, read_ply, write_ply
+from dataparsers.point_ply import PointCloud, ply_comments, read_ply, write_ply
 
 RNG = np.random.default_rng(0)
 XYZ = RNG.normal(size=(40, 3)).astype(np.float32)
@@ -41,6 +41,23 @@ def test_double_precision(tmp_path: Path, ascii: bool) -> None:
     cloud = read_ply(tmp_path / "a.ply")
     assert cloud.xyz.dtype == np.float64
     np.testing.assert_array_equal(cloud.xyz, xyz)
+
+
+@pytest.mark.parametrize("ascii", [False, True])
+def test_comments(tmp_path: Path, ascii: bool) -> None:
+    file = tmp_path / "a.ply"
+    write_ply(file, XYZ, comment="made by hand", ascii=ascii)
+    assert ply_comments(file) == ["made by hand"]
+    np.testing.assert_array_equal(read_ply(file).xyz, XYZ)
+    assert len(trimesh.load(file).vertices) == 40
+    write_ply(file, XYZ, ascii=ascii)
+    assert ply_comments(file) == []
+    with pytest.raises(ValueError, match="one line"):
+        write_ply(file, XYZ, comment="two\nelement face 9")
+    file.write_bytes(b"no cloud")
+    for wrong in (file, tmp_path / "absent.ply"):
+        with pytest.raises(DataError, match=r"\.ply"):
+            ply_comments(wrong)
 
 
 @pytest.mark.parametrize("ascii", [False, True])

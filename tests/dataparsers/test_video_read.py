@@ -292,3 +292,18 @@ def test_damaged_pictures_are_not_passed_on(tmp_path: Path) -> None:
         except DataError:
             refused += 1
     assert refused > 5
+
+
+def test_few_decoders_where_clips_are_many(tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.setattr(video_read, "_pool", video_read._Pool(limit=1 << 30))
+    monkeypatch.setattr(video_read, "INDEX_STAMPS", 25)
+    clips = [
+        open_clip(write_any(tmp_path / f"{k} x.mp4", map(numbered, range(10)), g="5"), plain=True) for k in range(6)
+    ]
+    assert [clip.fps for clip in clips] == [25.0] * 6
+    video_read.hold_decoders(2)
+    for number in (3, 8):
+        assert [number_of(clip.read(number)) for clip in clips] == [number] * 6
+        assert len(video_read._pool._idle) == 2
+        assert len(video_read._pool._indices) == 2, "times of twenty frames"
+    video_read._pool.close()

@@ -78,7 +78,6 @@ def make_charge(
         bounds=np.array([[-1.0] * 3, [1.0] * 3]),
         views=ring_views(views, frames, moving),
         start=Start(np.array([2.0, 0, 0]), np.zeros(3), np.array([0.0, 0, 1])),
-        hashes=hashes,
         sh_degree=degree,
         stored_sources=s,
         packed=pack,
@@ -87,5 +86,4 @@ def make_charge(
         dtypes={key: array.dtype.str for key, array in made[0].arrays().items()},
         eval_frames=[0],
     )
-    write_manifest(folder, manifest)
-    return manifest, made
+    return write_manifest(folder, manifest, hashes), made

@@ -11,8 +11,8 @@ import torch
 from nerfstudio.cameras.cameras import Cameras
 
 from core_ns.images import write_image
+from r4dv_ns.charge_hashes import file_sha256
 from r4dv_ns.charge_manifest import EvalPhoto, write_manifest
-from r4dv_ns.charge_store import file_sha256
 from r4dv_ns.charged_config import write_run
 from r4dv_ns.charged_data import ChargedDataManagerConfig, ChargedDataParserConfig, charged_cameras
 from r4dv_ns.charged_model import ChargedModelConfig
@@ -56,7 +56,8 @@ def at_time(time: float) -> torch.Tensor:
 def add_photos(folder: Path) -> None:
     """Put photos to compare with into a charge: what it draws in its held-out cameras, at its first and last frame."""
     pipeline = open_charge(folder)
-    manifest, hashes, photos = pipeline.datamanager.store.manifest, {}, []
+    store, photos = pipeline.datamanager.store, []
+    manifest, hashes = store.manifest, dict(store.hashes)
     frames = sorted({0, len(manifest.frames) - 1})
     cameras = charged_cameras(manifest, [(view, frame) for frame in frames for view in manifest.eval_views])
     for index, (frame, view) in enumerate((frame, view) for frame in frames for view in manifest.eval_views):
@@ -69,7 +70,4 @@ def add_photos(folder: Path) -> None:
             hashes[paths[kind]] = file_sha256(folder / paths[kind])
         photos.append(EvalPhoto(view=view, frame=frame, valid=None, box=(8, 4, 40, 36), **paths))
     pipeline.model.close()
-    write_manifest(
-        folder,
-        replace(manifest, eval_frames=frames, eval_photos=tuple(photos), hashes=manifest.hashes | hashes),
-    )
+    write_manifest(folder, replace(manifest, eval_frames=frames, eval_photos=tuple(photos)), hashes)

@@ -191,6 +191,17 @@ def test_corrections_are_not_put_on_cameras_that_came_later(rig, tmp_path, monke
         shutil.rmtree(out)
 
 
+def test_a_recording_may_itself_be_called_optimized(recording, tmp_path):
+    """A run keeps the cameras that it began with, by the folder they came from and not by its name."""
+    scene = shutil.copytree(recording, tmp_path / "optimized")
+    config = run_config(scene, tmp_path / "out", 3)
+    config.dry_run = True
+    with pytest.raises(SystemExit) as end:
+        config.save_config()
+    assert end.value.code == 0
+    assert config.pipeline.datamanager.dataparser.cameras == "plain"
+
+
 def test_runs_without_corrections_are_refused(rig, tmp_path, monkeypatch):
     sequence = open_sequence(rig, options())
     off = CameraRefinement(CameraRefinementConfig(), len(sequence.views))

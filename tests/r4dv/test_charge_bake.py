@@ -120,7 +120,7 @@ def test_manifest_and_sizes(config, loaded, charge, recording):
         assert stored == pytest.approx(formula, rel=0.05)
         assert store.frame(index).src_id.tolist() == model.sequence.train_views
     assert sorted(path.name for path in charge.iterdir()) == [
-        "config.yml", "eval", "frames", "manifest.json", "nerfstudio_models"
+        "config.yml", "eval", "frames", "hashes.json", "manifest.json", "nerfstudio_models"
     ]  # fmt: skip
     assert str(recording) not in (charge / "manifest.json").read_text()
 
@@ -153,7 +153,7 @@ def test_no_held_out_pixel_is_in_the_points(config, loaded, charge, recording, t
     bake(config, tmp_path / "again")
     before, after = contents(charge), contents(tmp_path / "again")
     differing = {path for path in before if before[path] != after[path]}
-    assert differing == {path for path in before if path.startswith("eval/image/")} | {"manifest.json"}
+    assert differing == {path for path in before if path.startswith("eval/image/")} | {"manifest.json", "hashes.json"}
 
 
 # ------------------------------------------------------------------ options
@@ -371,6 +371,44 @@ def test_a_finished_charge_stays(config, once, charge):
     assert not (charge / "bake").exists()
     with pytest.raises(DataError, match="a charge of another kind: options"):
         bake(config, charge, colours="f32")
+
+
+def test_two_processes_do_not_bake_into_one_folder(config, once, charge, tmp_path, monkeypatch):
+    """The second is refused while the first is at work, and changes nothing; later it finds the finished charge."""
+    out, refused = tmp_path / "charge", []
+    real = charge_bake.capture_frame
+
+    def meanwhile(*arguments: Any) -> Any:
+        if not refused:
+            before = contents(out)
+            with pytest.raises(DataError, match="is being made by another process") as caught:
+                bake(config, out)
+            refused.append(str(caught.value))
+            assert contents(out) == before
+        return real(*arguments)
+
+    monkeypatch.setattr(charge_bake, "capture_frame", meanwhile)
+    bake(config, out)
+    assert len(refused) == 1
+    bake(config, out)
+    assert contents(out) == contents(charge)
+
+
+@pytest.mark.slow
+def test_two_processes_started_at_once_leave_one_whole_charge(config, charge, tmp_path):
+    """Either one waits for nobody: it bakes, finds a finished charge, or is refused."""
+    out = tmp_path / "charge"
+    code = (
+        "import sys; from pathlib import Path; from r4dv_ns.charge_bake import bake\n"
+        "from core_ns.errors import DataError\n"
+        f"try: bake(Path({str(config)!r}), Path({str(out)!r}))\n"
+        "except DataError as error: sys.exit(str(error))"
+    )
+    running = [subprocess.Popen([sys.executable, "-c", code], stderr=subprocess.PIPE, text=True) for _ in range(2)]
+    ended = [(process.communicate(timeout=240)[1], process.returncode) for process in running]
+    assert any(status == 0 for _, status in ended)
+    assert all(status == 0 or "is being made by another process" in errors for errors, status in ended)
+    assert contents(out) == contents(charge)
 
 
 def test_folders_that_hold_something_else_are_left_alone(config, once, tmp_path):

@@ -60,7 +60,7 @@ def test_a_whole_scene_draws_as_the_run(scene, loaded, tmp_path, options, least)
     assert manifest.layers == model.config.layers
     assert manifest.dtypes["branch"] == "|u1"
     assert manifest.static_count == len(model.room.points.points[0])
-    assert len([path for path in manifest.hashes if path.startswith("static/")]) == 4
+    assert len([path for path in store.hashes if path.startswith("static/")]) == 4
     room = model.room.state()
     for index in range(2):
         frame = store.frame(index)

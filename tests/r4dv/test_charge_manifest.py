@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 
 from core_ns.errors import DataError
 from r4dv_ns.charge_fields import Fields, plain_name
+from r4dv_ns.charge_hashes import HASHES, file_sha256, read_hashes
 from r4dv_ns.charge_manifest import EvalPhoto, Manifest, parse_manifest, read_manifest, write_manifest
 from r4dv_ns.charge_parts import FILE, spread_times
 
@@ -28,9 +29,9 @@ def written(tmp_path_factory) -> tuple[Manifest, dict[str, Any]]:
     photo = EvalPhoto(4, 2, "eval/image/cam_4/000002.png", "eval/mask/cam_4/000002.png", None, (1, 2, 30, 40))
     manifest = replace(
         manifest, eval_frames=[0, 2], eval_photos=(photo,), notes={"occlusion": "ignored"}, settings={"a": [1, None]},
-        hashes=manifest.hashes | {photo.image: SHA, "eval/mask/cam_4/000002.png": SHA}, time_mode="blend",
+        time_mode="blend",
     )  # fmt: skip
-    write_manifest(folder, manifest)
+    manifest = write_manifest(folder, manifest, dict.fromkeys(manifest.paths(), SHA))
     return manifest, json.loads((folder / FILE).read_text())
 
 
@@ -82,11 +83,11 @@ def test_select(written):
     np.testing.assert_array_equal(part.camera(0, 0)[1], manifest.camera(0, 3)[1])
     wanted = {path for frame in (1, 2) for path in manifest.files(frame).values()}
     wanted |= {f"static/{key}.npy" for key in ("xyz", "radius", "alpha", "sh")}
-    assert set(part.hashes) == wanted | {path for path in manifest.hashes if path.startswith("eval/")}
+    assert set(part.paths()) == wanted | {path for path in manifest.paths() if path.startswith("eval/")}
     single = manifest.select([3])
     assert single.times == [0]
     assert single.eval_photos == ()
-    assert not any(path.startswith("eval/") for path in single.hashes)
+    assert not any(path.startswith("eval/") for path in single.paths())
     parse_manifest(Fields(json.loads(json.dumps({**vars_json(single)})), "x"))  # type: ignore[arg-type]
 
 
@@ -112,7 +113,7 @@ WRONG = {
     "bounds": [[[0, 0, 0], [1, 1, 0]], [[0, 0], [1, 1]], "box", [[0, 0, 0], [1, 1, 1e999]]],
     "views": [[], {}, [1]],
     "start": [[], {"position": [0, 0, 0], "middle": [0, 0, 0]}],
-    "hashes": [{}, [], {"../x": SHA}],
+    "hashes": [{}, [], "", SHA[1:], SHA.replace("0", "A")],
     "transform": [np.zeros((4, 4)).tolist(), (2 * np.eye(4)).tolist(), np.eye(3).tolist()],
     "layers": [0, 1.5, None, True],
     "min_radius": [-1, "a"],
@@ -163,7 +164,8 @@ def test_a_wrong_camera(written, key, value, match):
 
 
 @pytest.mark.parametrize(("key", "value"), [
-    ("view", 5), ("frame", 4), ("frame", -1), ("image", None), ("image", "eval/other.png"), ("box", [0, 0, 0, 1]),
+    ("view", 5), ("frame", 4), ("frame", -1), ("image", None), ("image", "frames/x.png"), ("mask", "eval/../x"),
+    ("box", [0, 0, 0, 1]),
     ("box", [50, 0, 20, 1]), ("mask", 3),
 ])  # fmt: skip
 def test_a_wrong_photo(written, key, value):
@@ -174,10 +176,30 @@ def test_a_wrong_photo(written, key, value):
 
 @pytest.mark.parametrize("path", ["/etc/passwd", "frames/../../x", "frames//x", "other/x", "frames", "frames/./x",
                                   "frames\\x", "eval/a\0"])  # fmt: skip
-def test_no_file_outside_of_the_folder(written, path):
-    hashes = {**written[1]["hashes"], path: SHA}
+def test_no_file_outside_of_the_folder(written, tmp_path, path):
+    hashes = {**dict.fromkeys(written[0].paths(), SHA), path: SHA}
     with pytest.raises(DataError, match="no file of a charge"):
-        parse_manifest(Fields({**written[1], "hashes": hashes}, "f"))  # type: ignore[arg-type]
+        write_manifest(tmp_path, written[0], hashes)
+    photos = [{**written[1]["eval_photos"][0], "image": path}]
+    with pytest.raises(DataError, match="no photo of a charge"):
+        parse_manifest(Fields({**written[1], "eval_photos": photos}, "f"))  # type: ignore[arg-type]
+    assert list(tmp_path.iterdir()) == []
+    text = json.dumps(hashes)
+    (tmp_path / HASHES).write_text(text)
+    with pytest.raises(DataError, match="no file of a charge"):
+        read_hashes(tmp_path, replace(written[0], hashes=file_sha256(tmp_path / HASHES)))
+
+
+def test_hashes_are_complete_and_of_the_chosen_frames(written, tmp_path):
+    manifest, hashes = written[0], dict.fromkeys(written[0].paths(), SHA)
+    assert read_hashes(tmp_path, write_manifest(tmp_path, manifest, hashes)) == hashes
+    part = manifest.select([1, 2])
+    assert list(read_hashes(tmp_path, part)) == [path for path in hashes if path in part.paths()]
+    for wrong in ({"frames/000001/sh.npy": None}, {"frames/000001/sh.npy": "0"}, {"frames/000001/sh.npy": 5}):
+        changed = {path: value for path, value in (hashes | wrong).items() if value is not None}
+        with pytest.raises(DataError, match=r"hashes\.json \(frames/000001/sh\.npy\)"):
+            write_manifest(tmp_path / "other", manifest, changed)
+    assert not (tmp_path / "other").exists()
 
 
 JSON = st.recursive(

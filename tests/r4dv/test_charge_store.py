@@ -15,7 +15,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from core_ns.errors import DataError
+from r4dv_ns.charge_hashes import HASHES, file_sha256
 from r4dv_ns.charge_manifest import write_manifest
+from r4dv_ns.charge_parts import FILE
 from r4dv_ns.charge_store import UNSEEN, ChargedStore, quantise, write_frame
 
 
@@ -40,7 +42,8 @@ def test_what_is_written_is_read(tmp_path, pack, u16, s, static):
         same(store.frame(index), frame, 1e-4 if u16 else 0.0)
         assert store.bytes(index) == sum(array.nbytes for array in store.frame(index).arrays().values())
     store.verify()
-    assert manifest.hashes == store.manifest.hashes
+    assert set(store.hashes) == set(manifest.paths())
+    assert manifest.hashes == store.manifest.hashes == file_sha256(tmp_path / HASHES)
     with pytest.raises(IndexError):
         store.frame(3)
 
@@ -53,18 +56,21 @@ def test_frames_are_memory_maps(tmp_path):
 
 
 def test_opening_reads_no_points_and_does_not_depend_on_their_number(tmp_path):
-    """Opening works without the frames' files; 300 frames open in well under a second."""
+    """Opening works without the frames' files and without their hashes. 3000 frames open in well under a second, and
+    the manifest grows by 40 bytes for each."""
     manifest, _ = make_charge(tmp_path, frames=1)
     shutil.rmtree(tmp_path / "frames")
+    (tmp_path / HASHES).unlink()
     ChargedStore(tmp_path)
-    stems = [f"{index:06d}" for index in range(300)]
-    hashes = {f"frames/{stem}/{path.split('/')[2]}": value for stem in stems for path, value in manifest.hashes.items()}
-    write_manifest(tmp_path, replace(
-        manifest, frames=stems, times=np.linspace(0, 1, 300).tolist(), counts=[262144] * 300, hashes=hashes,
-    ))  # fmt: skip
-    start = perf_counter()
-    assert len(ChargedStore(tmp_path)) == 300
-    assert perf_counter() - start < 1
+    sizes = {}
+    for frames in (300, 3000):
+        stems, times = [f"{index:06d}" for index in range(frames)], np.linspace(0, 1, frames).tolist()
+        write_manifest(tmp_path, replace(manifest, frames=stems, times=times, counts=[262144] * frames))
+        start = perf_counter()
+        assert len(ChargedStore(tmp_path)) == frames
+        assert perf_counter() - start < 1
+        sizes[frames] = (tmp_path / FILE).stat().st_size
+    assert sizes[3000] - sizes[300] < 2700 * 50
 
 
 def test_size_on_disk_is_the_formula(tmp_path):
@@ -89,7 +95,7 @@ def test_frame_sample(tmp_path, sample, wanted):
         np.testing.assert_array_equal(store.manifest.camera(1, index)[1], manifest.camera(1, place)[1])
     assert store.manifest.times[0] == 0
     assert store.manifest.times[-1] == (1 if wanted > 1 else 0)
-    assert set(store.manifest.hashes) == {path for place in places for path in manifest.files(place).values()}
+    assert set(store.hashes) == {path for place in places for path in manifest.files(place).values()}
     store.verify()
 
 
@@ -144,6 +150,21 @@ def test_verify_finds_a_changed_byte(tmp_path, capsys):
     with pytest.raises(DataError, match=r"000002/alpha\.npy \(SHA-256\): is not the file that was written \(1 more"):
         store.verify(progress=True)
     ChargedStore(tmp_path, frame_sample=(0, 2, 1)).verify()
+
+
+def test_verify_finds_hashes_of_another_charge(tmp_path):
+    """What the files are compared with is itself what was written with the manifest."""
+    make_charge(tmp_path / "one", seed=1)
+    make_charge(tmp_path / "two", seed=2)
+    shutil.copyfile(tmp_path / "two" / HASHES, tmp_path / "one" / HASHES)
+    shutil.copytree(tmp_path / "two" / "frames", tmp_path / "one" / "frames", dirs_exist_ok=True)
+    with pytest.raises(DataError, match=r"hashes\.json \(SHA-256\): is not the file that was written"):
+        ChargedStore(tmp_path / "one").verify()
+    for damage in (cut, Path.unlink):
+        damage(tmp_path / "two" / HASHES)
+        ChargedStore(tmp_path / "two").frame(0)
+        with pytest.raises(DataError, match=r"hashes\.json"):
+            ChargedStore(tmp_path / "two").verify()
 
 
 @pytest.mark.parametrize("damage", [cut, flip, other_shape, Path.unlink])

@@ -16,7 +16,7 @@ from PIL import Image
 
 from core_ns.errors import DataError
 from r4dv_ns.charge_bake import bake
-from r4dv_ns.charge_manifest import read_manifest
+from r4dv_ns.charge_store import ChargedStore
 
 pytestmark = [pytest.mark.filterwarnings(line) for line in NOISE]
 
@@ -107,7 +107,7 @@ def test_judged_against_photos_the_charge_is_worth_as_much_with_the_recording_go
 def test_changing_held_out_photos_changes_no_byte_of_the_points(baked):
     """A16: the charge's points, and so every picture of it, do not know the held-out photos."""
     sequence = baked["trainer"].pipeline.datamanager.sequence
-    before = read_manifest(baked["default"])
+    before = ChargedStore(baked["default"]).hashes
     kept = {}
     for view in sequence.eval_views:
         for kind in ("images", "masks"):
@@ -116,14 +116,15 @@ def test_changing_held_out_photos_changes_no_byte_of_the_points(baked):
                 with Image.open(file) as picture:
                     Image.fromarray(np.full(np.asarray(picture).shape, 255, np.uint8)).save(file)
     try:
-        after = bake(baked["config"], baked["folder"] / "after", layers=10)
+        bake(baked["config"], baked["folder"] / "after", layers=10)
     finally:
         for file, content in kept.items():
             file.write_bytes(content)
-    points = {path for path in before.hashes if path.startswith("frames/")}
+    after = ChargedStore(baked["folder"] / "after").hashes
+    points = {path for path in before if path.startswith("frames/")}
     assert points
-    assert {path: before.hashes[path] for path in points} == {path: after.hashes[path] for path in points}
-    assert any(before.hashes[path] != after.hashes[path] for path in set(before.hashes) - points)
+    assert {path: before[path] for path in points} == {path: after[path] for path in points}
+    assert any(before[path] != after[path] for path in set(before) - points)
     one, other = open_charge(baked["default"]), open_charge(baked["folder"] / "after")
     for camera in baked["cameras"]:
         assert torch.equal(*(each.model.get_outputs_for_camera(camera)["rgb"] for each in (one, other)))

@@ -158,6 +158,8 @@ def test_sources_are_chosen_by_the_camera_alone_and_never_held_out(opened):
         assert len(names) == 4
         assert names[0] == f"cam_{index}", "the nearest is the camera itself"
         assert "cam_8" not in names
+        judged = model.source_names(0, pinhole(plain_camera(cameras, index)).centre, index)
+        assert judged[:3] == names[1:], "a recorded camera is not drawn from its own photo"
     model.settings = model.settings._replace(source_metric="angle")
     nearer = plain_camera(cameras, 3)
     nearer.camera_to_worlds[0, :, 3] *= 0.1
@@ -224,6 +226,12 @@ def test_the_viewers_switches_change_what_a_browser_sees_alone(opened, monkeypat
     assert accumulations[0] < plain["accumulation"].sum()
 
 
+@pytest.mark.parametrize("photos", [0, 4])
+def test_switches_without_an_effect_are_not_shown(opened, photos):
+    controls = opened(charge={"s": photos}).model.controls
+    assert controls.base.visible == controls.residual.visible == bool(photos)
+
+
 def test_a_drawing_for_the_frusta(opened):
     pipeline = opened()
     data = pipeline.datamanager.train_dataset
@@ -231,6 +239,42 @@ def test_a_drawing_for_the_frusta(opened):
         assert item["image"].shape == (48, 64, 3)
         assert 0 < item["image"].max() <= 1
     assert data.cameras.width.tolist() == [[64]] * 5, "the data set's own cameras stay"
+
+
+def test_the_viewer_opens_though_the_first_frame_is_damaged(opened, capsys):
+    """Its frusta show that frame; the other frames shall still play."""
+    pipeline = opened()
+    (pipeline.datamanager.store.folder / "frames" / "000000" / "sh.npy").write_bytes(b"torn")
+    for item in range(5):
+        assert not pipeline.datamanager.train_dataset[item]["image"].any()
+    assert capsys.readouterr().out.count("Frame 000000 stays empty") == 1
+    camera = plain_camera(pipeline.datamanager.train_dataset.cameras, 0, times=at_time(1.0))
+    assert pipeline.model.get_outputs_for_camera(camera)["rgb"].max() > 0
+
+
+@pytest.mark.parametrize(("charge", "whole"), [({}, False), ({"static": 30}, True)])
+def test_a_whole_scene_is_compared_with_the_whole_photo(opened, charge, whole):
+    """As the run is (`JointModel.truth`): what is behind the subject is drawn, and not blackened in the photo."""
+    model = opened(charge=charge).model
+    photo, mask = torch.rand(48, 64, 3, generator=torch.Generator().manual_seed(0)), torch.zeros(48, 64, 1)
+    mask[10:20, 10:20] = 1
+    found, inside, _ = model.truth({"image": photo, "mask": mask}, torch.zeros(3))
+    assert torch.equal(found, photo if whole else photo * mask)
+    assert torch.equal(inside, mask[..., 0])
+
+
+def test_the_moment_of_a_frame_is_that_frame_alone(opened, monkeypatch):
+    """Cameras hold 1/3 as float32, which is a hair later: no second picture is blended in."""
+    pipeline = opened(charge={"frames": 4}, time_mode="blend")
+    model, cameras = pipeline.model, pipeline.datamanager.train_dataset.cameras
+    drawn, picture = [], model._picture
+    monkeypatch.setattr(model, "_picture", lambda *a: (drawn.append(a[1:3]), picture(*a))[1])
+    for frame, time in enumerate(model.times):
+        model.get_outputs_for_camera(plain_camera(cameras, 0, times=at_time(time)))
+        assert drawn == [(frame, time)]
+        drawn.clear()
+    model.get_outputs_for_camera(plain_camera(cameras, 0, times=at_time(0.4)))
+    assert [frame for frame, _ in drawn] == [1, 2]
 
 
 def test_a_damaged_frame_is_an_error_for_tools_and_an_empty_picture_in_a_browser(opened, monkeypatch, capsys):

@@ -152,6 +152,14 @@ def test_a_charge_that_was_moved_is_found_again_after_its_config_is_written_anew
     assert pipeline.datamanager.get_datapath() == moved
 
 
+def test_frames_without_photos_are_told_from_a_bake_without_photos(charge, registered, monkeypatch):
+    copied = registered / "one frame"
+    shutil.copytree(charge, copied)
+    pipeline = load_run(copied, monkeypatch, frame_sample=(1,))
+    with pytest.raises(DataError, match=r"no photos of the frames in use.*frame_sample"):
+        pipeline.get_average_eval_image_metrics()
+
+
 def test_training_ends_in_one_line(charge):
     with pytest.raises(SystemExit, match="nothing to train"):
         r4dv_charged.config.save_config()

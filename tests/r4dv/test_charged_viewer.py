@@ -140,3 +140,19 @@ def test_a_charge_in_the_viewer(viewer, client):
     for name in ("accumulation", "depth", "layers"):
         chosen(viewer.control_panel._output_render, name)
         assert shoot(viewer, client).dtype == np.uint8
+
+
+def test_nerfstudios_time_slider_stays_between_frames(viewer, client):
+    """The frame slider follows it, through viser's threads, and does not move it to a frame."""
+    controls, panel, model = viewer.pipeline.model.controls, viewer.control_panel, viewer.pipeline.model
+    model.settings = model.settings._replace(time_mode="blend")
+    panel.time = 0.37
+    first = shoot(viewer, client)
+    wait_until("the frame slider to follow", lambda: int(controls.frame.value) == 3)
+    # One of its threads is free again when all that waited before is through.
+    viewer.viser_server.gui._thread_executor.submit(lambda: None).result(30)
+    assert np.array_equal(first, shoot(viewer, client)), "still a blend of two frames"
+    assert panel.time == 0.37
+    chosen(controls.frame, 4)
+    assert panel.time == 0.44
+    assert not np.array_equal(first, shoot(viewer, client))

@@ -242,6 +242,8 @@ def test_a_recording_that_does_not_fit_is_refused_and_nothing_written(recording,
         import_released(file, recording, out, constants=Constants(radius_min=0.2))
     with pytest.raises(DataError, match="not a folder"):
         import_released(file, tmp_path / "nowhere", out)
+    with pytest.raises(DataError, match=r"--orientation.*--alignment"):  # which would have been passed over
+        import_released(file, recording, out, options=SequenceOptions(orientation="up"))
     assert not out.exists()
 
 

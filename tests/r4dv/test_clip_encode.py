@@ -197,6 +197,11 @@ BAD = {
     "no frames": (lambda scene: {"frames": (9, None, 1)}, "chooses nothing"),
     "a mask is missing": (lambda scene: (scene / "masks" / "b" / "000002.png").unlink() or {}, "no mask of frame"),
     "a photo is missing": (lambda scene: (scene / "images" / "b" / "000002.png").unlink() or {}, "no photo of frame"),
+    "somebody's clips of masks": (
+        lambda scene: write_image(scene / "videos_masks_libx265" / "x.png", np.zeros((9, 9), np.uint8)) or {},
+        "did not write"),
+    "poses of other frames": (
+        lambda scene: (scene / "cameras" / "b").mkdir(parents=True) or {"frames": (1, None, 1)}, "camera b.*moves"),
     "masks of another size": (
         lambda scene: write_image(scene / "masks" / "b" / "000000.png", np.zeros((9, 9), np.uint8)) or {}, "is 9x9"),
 }  # fmt: skip

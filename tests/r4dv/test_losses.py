@@ -7,7 +7,7 @@ import math
 import pytest
 import torch
 
-from r4dv_ns.losses import entropy, huber, mask_mse, residual_size, sh_size, soft_iou
+from r4dv_ns.losses import entropy, huber, residual_size, sh_size, soft_iou
 
 
 @pytest.fixture(autouse=True)
@@ -45,7 +45,6 @@ def test_iou_of_known_silhouettes():
     assert float(soft_iou(other, mask)) == pytest.approx(1 - 4 / 12)
     assert float(soft_iou(1 - mask, mask)) == pytest.approx(1.0)
     assert float(soft_iou(other, mask, weight=mask)) == pytest.approx(0.5)
-    assert float(mask_mse(other, mask)) == pytest.approx(0.5)
 
 
 def test_overshoot_shrinks_only_with_the_full_gradient():

@@ -118,11 +118,10 @@ def lambertian(folder: Path, n: int = 3000, gloss: float = 0.0) -> Manifest:
     hashes = write_frame(folder, "000000", frame)
     kinds = {key: array.dtype.str for key, array in frame.arrays().items()}
     manifest = replace(
-        manifest, views=views, counts=[n], stored_sources=12, hashes=hashes, dtypes=kinds,
+        manifest, views=views, counts=[n], stored_sources=12, dtypes=kinds,
         bounds=np.array([[-1.1] * 3, [1.1] * 3]),
     )  # fmt: skip
-    write_manifest(folder, manifest)
-    return manifest
+    return write_manifest(folder, manifest, hashes)
 
 
 def pictures(folder: Path, manifest: Manifest, **options: Any) -> list[torch.Tensor]:
@@ -229,7 +228,8 @@ def test_a_mobile_folder_is_a_charge_like_any_other(tmp_path, monkeypatch, charg
     store.verify()
     assert (manifest.stored_sources, manifest.sh_degree, manifest.static_count) == (0, 2, 0)
     assert manifest.settings["mobile"] == {"degree": 2, "ridge": 0.05, "viewpoints": 64}
-    assert manifest.eval_photos == source.manifest.eval_photos or len(manifest.eval_photos) == 2
+    assert [vars(photo) for photo in manifest.eval_photos] == [vars(photo) for photo in source.manifest.eval_photos]
+    assert len(manifest.eval_photos) == 2
     for index in range(2):
         before, after = source.frame(index), store.frame(index)
         np.testing.assert_array_equal(before.positions(), after.positions())
@@ -291,6 +291,44 @@ def test_what_cannot_be_exported_is_refused_and_nothing_left(tmp_path):
     (out / "file").touch()
     with pytest.raises(DataError, match="not empty"):
         export_mobile(tmp_path / "charge", out, frame_sample=(0,))
+
+
+def test_what_a_stranger_wrote_into_a_charge(tmp_path):
+    """A held-out photo, a camera that does not exist, sizes that no splat has."""
+    for view in (4, 9):
+        charge = tmp_path / f"view_{view}"
+        make_charge(charge)
+        np.save(charge / "frames" / "000000" / "src_id.npy", np.array([0, 1, view], np.uint16))
+        with pytest.raises(DataError, match=f"view {view}, which is no training view"):
+            export_mobile(charge, tmp_path / "out")
+    make_charge(tmp_path / "flat")
+    file = tmp_path / "flat" / "frames" / "000000" / "radius.npy"
+    np.save(file, 0 * np.load(file))
+    with pytest.raises(DataError, match=r"frame 000000.*size that is not positive"):
+        export_mobile(tmp_path / "flat", tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_photos_that_are_gone_are_missed_before_the_work(tmp_path, monkeypatch):
+    make_charge(tmp_path / "charge")
+    add_photos(tmp_path / "charge")
+    photo = read_manifest(tmp_path / "charge").eval_photos[-1].image
+    (tmp_path / "charge" / photo).unlink()
+    monkeypatch.setattr("r4dv_ns.mobile.mobile_frame", lambda *arguments, **options: pytest.fail("fitted"))
+    with pytest.raises(FileNotFoundError, match=photo):
+        export_mobile(tmp_path / "charge", tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_bake_does_not_take_a_mobile_folder_for_its_own(tmp_path):
+    """It tells its folder by its settings (`charge_bake`), which must not be found there."""
+    manifest, _ = make_charge(tmp_path / "charge")
+    asked = {"checkpoint": "0" * 64, "options": {"max_sources": 3}}
+    write_manifest(tmp_path / "charge", replace(manifest, settings=asked), ChargedStore(tmp_path / "charge").hashes)
+    export_mobile(tmp_path / "charge", tmp_path / "mobile", ply=False)
+    known = read_manifest(tmp_path / "mobile").settings
+    assert known["baked"] == asked
+    assert not set(asked) & set(known)
 
 
 def test_chunks_do_not_show(tmp_path, monkeypatch):

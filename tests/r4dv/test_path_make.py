@@ -150,11 +150,35 @@ def test_a_file_s_times_and_number_of_pictures(rig, tmp_path):
         np.testing.assert_allclose(same.times, source.times)
         assert (same.width, same.height) == (64, 48)
         np.testing.assert_allclose(again(file, time=(1.0, 0.0)).times, np.linspace(1, 0, 6))
-        finer = again(file, n=11, spline="interpolating")
+        # The JSON knows that the orbit leads back to its beginning, the yml does not.
+        finer = again(file, n=12 if file.suffix else 11, spline="interpolating")
         np.testing.assert_allclose(finer.c2w[::2], source.c2w, atol=1e-9)
         np.testing.assert_allclose(finer.times[::2], source.times)
+        assert finer.closed == bool(file.suffix)
     assert again(tmp_path / "path.json").fps == pytest.approx(24)
     assert again(tmp_path / "path.json", fps=30).fps == 30
+
+
+def test_time_does_not_run_back_within_the_part_that_closes_a_loop(rig, tmp_path):
+    """Played once over a closed path, the recording begins again; forwards and backwards it goes on evenly."""
+    once, to_and_fro = [0, 0.2, 0.4, 0.6, 0.8, 1], [0, 0.4, 0.8, 1, 0.6, 0.2]
+    for times, last in ((once, [0.9, 1.0, 1.0]), (to_and_fro, [0.4, 0.2, 0.1])):
+        source = replace(made(rig, type="orbit", n=6), times=np.array(times))
+        write_path(tmp_path / "path.json", source, rig.transform)
+        path = make_path(rig, PathOptions(type="yml", file=tmp_path / "path.json", n=12))
+        assert path.closed
+        np.testing.assert_allclose(path.times[-3:], last, atol=1e-9)
+    steps = np.linalg.norm(np.diff(path.c2w[:, :3, 3], axis=0, append=path.c2w[:1, :3, 3]), axis=1)
+    assert steps.max() < 1.2 * steps.min(), "all the way round"
+    there = make_path(rig, PathOptions(type="yml", file=tmp_path / "path.json", n=12, swing=True))
+    np.testing.assert_allclose(there.times[1:], there.times[:0:-1], atol=1e-9)
+
+
+def test_the_ratio_multiplies_a_radius_that_is_given(rig):
+    for kind in ("orbit", "sector"):
+        near, far = (made(rig, type=kind, radius=2.0, radius_ratio=ratio) for ratio in (1.0, 2.0))
+        for path, distance in ((near, 2.0), (far, 4.0)):
+            np.testing.assert_allclose(np.linalg.norm(path.c2w[:, :3, 3] - TARGET, axis=1), distance, rtol=1e-3)
 
 
 def test_calibrations_with_lenses_are_followed_and_said(rig, tmp_path, capsys):

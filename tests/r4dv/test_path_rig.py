@@ -86,15 +86,12 @@ def charged(folder: Path, sequence) -> Path:
     start = Start(np.array([3.0, 0, 0]), np.zeros(3), np.array([0.0, 0, 1]))
     manifest = Manifest(
         frames=sequence.frames, times=list(sequence.times), counts=[10] * len(sequence.frames),
-        bounds=np.stack([corners.min(axis=0), corners.max(axis=0)]), views=views, start=start, hashes={},
+        bounds=np.stack([corners.min(axis=0), corners.max(axis=0)]), views=views, start=start,
         transform=sequence.transform,
     )  # fmt: skip
-    manifest = replace(
-        manifest,
-        hashes={path: "0" * 64 for frame in range(len(sequence.frames)) for path in manifest.files(frame).values()},
-    )
     folder.mkdir()
-    write_manifest(folder, manifest)
+    write_manifest(folder, manifest, dict.fromkeys(manifest.paths(), "0" * 64))
+    (folder / "hashes.json").unlink()
     (folder / "config.yml").write_text(CHARGED)
     return folder / "config.yml"
 
@@ -128,7 +125,9 @@ def test_times_are_those_of_the_frames_that_a_charged_folder_plays(sequence_dir,
     assert times("", "") == (0, 1 / 3, 2 / 3, 1)
     listed = "frame_sample: !!python/tuple\n      - 1\n      - null\n      - 1"
     assert times("frame_sample: null", listed) == pytest.approx((0, 0.5, 1))
-    assert times("first_frame: false", "first_frame: true") == (0,)
+    for written in ("true", "True", "yes"):  # by hand, as YAML allows
+        assert times("first_frame: false", f"first_frame: {written}") == (0,)
+    assert times("frame_sample: null", "frame_sample: [1, Null, 1]") == pytest.approx((0, 0.5, 1))
     config.write_text(CHARGED.replace("frame_sample: null", "frame_sample: [x, y]"))
     assert run("--load-config", config, "--out", tmp_path / "path.json") == 2
     config.write_text(CHARGED)

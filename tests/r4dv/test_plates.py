@@ -16,7 +16,7 @@ from scipy import ndimage
 from core_ns.errors import DataError
 from core_ns.images import read_image, write_image
 from r4dv_ns import plates as plates_module
-from r4dv_ns.plates import clean_plate, link_backgrounds, make_plates, spread
+from r4dv_ns.plates import PlateSum, link_backgrounds, make_plates, spread
 
 
 def slow_plate(
@@ -37,6 +37,15 @@ def slow_plate(
                     plate[row, column], seen[row, column] = np.mean(values, axis=0), True
                     break
     return plate, seen
+
+
+def clean_plate(
+    photos: list[np.ndarray], masks: list[np.ndarray], widths: tuple[int, int]
+) -> tuple[np.ndarray, np.ndarray]:
+    total = PlateSum(widths)
+    for photo, mask in zip(photos, masks, strict=True):
+        total.add(photo, mask)
+    return total.result()
 
 
 def test_against_the_slow_twin() -> None:

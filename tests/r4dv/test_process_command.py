@@ -59,6 +59,15 @@ def test_raw_videos_to_shared_clips_and_back(tmp_path: Path, capsys) -> None:
     assert min(map(iou, masks_of(shared / "masks", "b"), truth[::2])) > 0.88
 
 
+def test_raw_videos_are_no_subject_on_black(tmp_path: Path, capsys) -> None:
+    """Without --method all of every picture would be foreground."""
+    make_raw(tmp_path / "videos")
+    assert run("masks", tmp_path) == 2
+    assert "holds no clips of a subject on black" in capsys.readouterr().err
+    assert not (tmp_path / "masks").exists()
+    assert run("masks", tmp_path, "--video-dir", "videos") == 0
+
+
 def test_plates(tmp_path: Path, capsys) -> None:
     scene = make_photos(tmp_path)
     assert run("plates", scene, "--dilate", 0.02, 0.005, "--plate-dir", "clean") == 0
