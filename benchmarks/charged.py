@@ -23,7 +23,7 @@ Happened (22 November 2026, under a load of 4 to 6 from other work on two cores;
 plays 9.3 times as many frames a second as the trained model (18.6 ms of CPU a frame, 174 trained). Replaying and still
 it is 1.5 and 1.4 times as fast: what is left is the peel. PSNR against 20 held-out photos is the same to three digits
 (both pictures differ by 77 dB). A frame takes 2.8 MB for 12 sources, 40 MB for 262144 points and 8 sources; with 60 it
-would be 108 MB, the specification's figure. Opening takes 4, 15 and 32 ms for 10, 100 and 300 frames, reading the
+would be 108 MB, the specification's figure. Opening takes 2 ms for 10, 100 and 300 frames, reading the
 manifest alone; 4K4D's way computes for 5.8 s first, for 12 frames of 16384 points, and keeps 8 MB a frame in memory.
 
 Run from the repository root: ``python -m benchmarks.charged [FOLDER]``; FOLDER keeps recording, run and charge between
