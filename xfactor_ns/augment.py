@@ -17,6 +17,8 @@ LAYOUTS = ((0, 1), (2, 3), (0, 2), (1, 3), (0, 3), (1, 2))
 COLOUR_SHARE, BLUR_SHARE = 0.9, 0.3
 BRIGHTNESS, CONTRAST, SATURATION, HUE = 0.2, 0.2, 0.2, 0.05
 """Half widths of the uniform draws; hue in turns, brightness of a range of 1, the others as factors around 1."""
+SMALLEST_WINDOW = 0.7
+"""Of a varied scene at least this share of the frame's side is shown."""
 BLUR_REACH = 3
 BLUR_SIGMA = (0.1, 2.0)
 """Pixels."""
@@ -136,7 +138,7 @@ def jitter_blur(
 
 
 class Scenes(NamedTuple):
-    """Draws that turn a clip into another scene's: mirrored, transposed, colours exchanged. N samples."""
+    """Draws that turn a clip into another scene's: mirrored, transposed, recoloured, seen closer. N samples."""
 
     rows: Bool[Tensor, "n"]
     """Upside down."""
@@ -146,12 +148,17 @@ class Scenes(NamedTuple):
     """Rows and columns exchanged, after the flips."""
     channels: Int[Tensor, "n 3"]
     """Which channel becomes red, green, blue."""
+    window: Float[Tensor, "n 3"]
+    """The part that is shown: middle (column, row) and half side, in units of half the frame's, from its middle."""
 
 
 def draw_scenes(count: int, generator: Generator) -> Scenes:
-    """One of 8 x 6 scenes for each sample, equiprobable."""
-    flags = torch.randint(2, (3, count), generator=generator).bool()
-    return Scenes(*flags, torch.rand(count, 3, generator=generator).argsort(dim=1))
+    """For each sample one of 8 x 6 mirrored and recoloured scenes, equiprobable, and a square part of the frame."""
+    rows, columns, transposed = torch.randint(2, (3, count), generator=generator).bool()
+    channels = torch.rand(count, 3, generator=generator).argsort(dim=1)
+    half = SMALLEST_WINDOW + (1.0 - SMALLEST_WINDOW) * torch.rand(count, 1, generator=generator)
+    middle = (2.0 * torch.rand(count, 2, generator=generator) - 1.0) * (1.0 - half)
+    return Scenes(rows, columns, transposed, channels, torch.cat([middle, half], dim=1))
 
 
 def apply_scenes(frames: Float[Tensor, "n v s s 3"], scenes: Scenes) -> Float[Tensor, "n v s s 3"]:
@@ -172,7 +179,18 @@ def apply_scenes(frames: Float[Tensor, "n v s s 3"], scenes: Scenes) -> Float[Te
     frames = where(scenes.columns, frames.flip(3), frames)
     frames = where(scenes.transposed, frames.transpose(2, 3), frames)
     channels = scenes.channels.to(frames.device)[:, None, None, None, :].expand(frames.shape)
-    return frames.gather(4, channels)
+    return _windows(frames.gather(4, channels), scenes.window.to(frames))
+
+
+def _windows(frames: Float[Tensor, "n v s s 3"], window: Float[Tensor, "n 3"]) -> Float[Tensor, "n v s s 3"]:
+    """Parts of the frames, enlarged bilinearly to their size."""
+    n, v, side = frames.shape[:3]
+    middle, half = window[:, :2, None], window[:, 2:, None]
+    affine = torch.cat([half * torch.eye(2).to(frames), middle], dim=2)
+    grid = F.affine_grid(affine, [n, 3 * v, side, side], align_corners=False)
+    planes = frames.permute(0, 1, 4, 2, 3).reshape(n, 3 * v, side, side)
+    seen = F.grid_sample(planes, grid, padding_mode="border", align_corners=False)
+    return seen.reshape(n, v, 3, side, side).permute(0, 1, 3, 4, 2)
 
 
 def _adjust(frames: Float[Tensor, "n v h w 3"], kind: int, amount: Float[Tensor, "n 1 1 1 1"]) -> Tensor:

@@ -108,9 +108,9 @@ xfactor_tiny = _method(
     "XFactor for a laptop: pictures of 32 pixels, two CPU cores, about three minutes.",
     2_000,
     XFactorPipelineConfig(
-        # So small a network bridges short ways only: windows stay half a second long.
+        # So small a network bridges short ways only.
         datamanager=ClipDataManagerConfig(
-            image_size=32, batch_size=32, frames_per_sample=2, begin_seconds=0.5, end_seconds=0.5, warmup_updates=0
+            image_size=32, batch_size=32, frames_per_sample=2, begin_seconds=0.4, end_seconds=0.4, warmup_updates=0
         ),
         model=XFactorModelConfig(
             width=64,
@@ -120,6 +120,7 @@ xfactor_tiny = _method(
             pose=16,
             registers=2,
             layer_scale=0.1,
+            self_reference=0.15,
             jitter=False,
             vary_scenes=True,
             lpips_weight=0.0,

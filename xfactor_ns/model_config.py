@@ -59,8 +59,8 @@ class XFactorModelConfig(ModelConfig):
     jitter_per_frame: bool = False
     """Draw the jitter for both frames of a pair separately."""
     vary_scenes: bool = False
-    """Mirror, transpose and recolour the clips at random, each sample as a whole: for small collections, whose pictures
-    would be learned by heart. Beyond the paper."""
+    """Mirror, transpose, recolour and crop the clips at random, each sample as a whole: for small collections, whose
+    pictures would be learned by heart. Beyond the paper."""
     lpips_weight: float = 0.5
     """Of LPIPS (VGG-16) beside L1. Without its weights on this machine: L1 alone, after one warning."""
     lpips_weights: Optional[Path] = None

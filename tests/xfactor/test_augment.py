@@ -187,12 +187,12 @@ def test_scenes_are_mirrored_transposed_and_recoloured_as_a_whole():
     frames = torch.rand(3, 2, 5, 5, 3, generator=generator(9))
     scenes = Scenes(
         torch.tensor([False, True, False]), torch.tensor([False, False, True]), torch.tensor([False, False, True]),
-        torch.tensor([[0, 1, 2], [2, 0, 1], [0, 1, 2]]),
+        torch.tensor([[0, 1, 2], [2, 0, 1], [0, 1, 2]]), torch.tensor([[0.0, 0.0, 1.0]]).expand(3, -1),
     )  # fmt: skip
     found = apply_scenes(frames, scenes)
-    assert torch.equal(found[0], frames[0])
-    assert torch.equal(found[1, 1, 0, 3], frames[1, 1, 4, 3][[2, 0, 1]])
-    assert torch.equal(found[2, 0, 1, 4], frames[2, 0, 4, 3]), "columns exchanged, then transposed"
+    torch.testing.assert_close(found[0], frames[0])
+    torch.testing.assert_close(found[1, 1, 0, 3], frames[1, 1, 4, 3][[2, 0, 1]])
+    torch.testing.assert_close(found[2, 0, 1, 4], frames[2, 0, 4, 3])  # columns exchanged, then transposed
     with pytest.raises(ValueError, match="transposed"):
         apply_scenes(frames[:, :, :4], scenes)
 
@@ -200,6 +200,21 @@ def test_scenes_are_mirrored_transposed_and_recoloured_as_a_whole():
 def test_all_scenes_are_equiprobable():
     drawn = draw_scenes(9600, generator(10))
     rows = torch.cat([torch.stack(drawn[:3], dim=1).long(), drawn.channels], dim=1)
+    assert float((drawn.window[:, :2].abs() + drawn.window[:, 2:]).max()) <= 1.0 + 1e-6, "inside the frame"
+    assert 0.7 <= float(drawn.window[:, 2].min()) < 0.72
     counts = torch.unique(rows, dim=0, return_counts=True)[1]
     assert len(counts) == 48
     assert scipy.stats.chisquare(counts.numpy()).pvalue > 1e-3
+
+
+def test_a_part_of_a_picture_is_what_bilinear_sampling_sees_there():
+    """Oracle: pixel centres of the part, looked up by hand in a picture that is linear in place."""
+    side = 16
+    at = (torch.arange(side) + 0.5) / side * 2 - 1
+    plane = torch.stack([at[:, None].expand(-1, side), at[None, :].expand(side, -1), torch.zeros(side, side)], dim=-1)
+    flags = torch.zeros(1, dtype=torch.bool)
+    scenes = Scenes(flags, flags, flags, torch.tensor([[0, 1, 2]]), torch.tensor([[0.2, -0.1, 0.7]]))
+    found = apply_scenes(plane[None, None], scenes)[0, 0]
+    inside = slice(1, -1)
+    torch.testing.assert_close(found[inside, 5, 0], (-0.1 + 0.7 * at)[inside], atol=1e-5, rtol=0)
+    torch.testing.assert_close(found[5, inside, 1], (0.2 + 0.7 * at)[inside], atol=1e-5, rtol=0)

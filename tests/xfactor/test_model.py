@@ -96,7 +96,7 @@ def test_perceptual_term_is_weighted_and_absent_without_weights(monkeypatch: pyt
 
 
 def test_rays_are_refused():
-    with pytest.raises(NotImplementedError, match="rays"):
+    with pytest.raises(DataError, match="rays"):
         make_model().get_outputs(object())
 
 

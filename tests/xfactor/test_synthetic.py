@@ -64,18 +64,18 @@ def test_scores_of_a_perfect_network_and_of_one_that_draws_the_wrong_texture(tra
     assert (found.transfer == pytest.approx(100.0)) if transfers else (found.transfer < found.copy)
 
 
-def trained(objective: str) -> Scores:
+def trained(setting: Setting) -> Scores:
     net = XFactorNet(TINY)
-    losses = learn(net, Setting(objective=objective))
+    losses = learn(net, setting)
     found = score(net)
-    print(f"{objective}: loss {losses[0]:.3f} -> {sum(losses[-50:]) / 50:.3f}, {found}")
+    print(f"{setting.objective}: loss {losses[0]:.3f} -> {sum(losses[-50:]) / 50:.3f}, {found}")
     return found
 
 
 @pytest.mark.slow
 def test_poses_transfer_between_textures():
     """Acceptance 16."""
-    found = trained("transfer")
+    found = trained(Setting(updates=700))
     assert found.transfer >= found.copy + 2.5
     assert abs(found.recon - found.transfer) <= 1.0
     assert found.r2 >= 0.6
@@ -83,7 +83,9 @@ def test_poses_transfer_between_textures():
 
 @pytest.mark.slow
 def test_autoencoded_poses_do_not_transfer():
-    """Acceptance 16, the control experiment."""
-    found = trained("autoencode")
+    """Acceptance 16, the control experiment, at the spec's learning rate (at lower ones it takes up motion as well:
+    `benchmarks.xfactor_claim`)."""
+    found = trained(Setting(updates=700, objective="autoencode", lr=3e-3, final_ratio=0.25))
     assert found.transfer <= found.copy
     assert found.recon - found.transfer >= 2.0
+    assert found.r2 < 0.1

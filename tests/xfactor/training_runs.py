@@ -62,6 +62,7 @@ def run_config(clips: Path, output_dir: Path, steps: int, name: str = "run", **o
     config.save_only_latest_checkpoint = False
     config.logging.local_writer.enable = False
     config.viewer.quit_on_train_completion = True
+    config.optimizers["xfactor"]["optimizer"].lr = 3e-3
     config.optimizers["xfactor"]["scheduler"].warmup_steps = 3
     config.optimizers["xfactor"]["scheduler"].max_steps = 40
     manager, model = config.pipeline.datamanager, config.pipeline.model
