@@ -5,10 +5,11 @@ objective alone differs. How well are a pair's own motion (recon) and the motion
 At the spec's learning rate and at a third of it.
 
 Predicted: as the specification measured at 3e-3, transfer training transfers, autoencoding stays below copying.
-Happened (one run each, one thread beside other jobs, copying 15.2 dB): at 3e-3 so it is for autoencoding (recon 17.8,
-transfer 14.6 dB, R2 below 0 after 1000 updates), but transfer training depends on the seed there (seed 1: 15.5 dB after 600).
-At 1e-3 transfer training is sound (recon 21.9, transfer 21.8 dB, R2 0.86 after 1200), and autoencoding transfers too (20.5 and
-20.0 dB, R2 0.80 after 1000): with pictures of 32 pixels and one context frame the bottleneck does not need the objective.
+Happened (one run each, one thread beside other jobs, copying 15.2 dB): at 3e-3 so it is for autoencoding (recon
+17.8, transfer 14.6 dB, R2 below 0 after 1000 updates), but transfer training depends on the seed there (seed 1:
+15.5 dB after 600). At 1e-3 transfer training is sound (recon 21.9, transfer 21.8 dB, R2 0.86 after 1200), and
+autoencoding transfers too (20.5 and 20.0 dB, R2 0.80 after 1000): with pictures of 32 pixels and one context frame
+the bottleneck does not need the objective.
 
 Run from the repository root: ``python -m benchmarks.xfactor_claim`` (one to two minutes a run, one thread). Writes
 ``benchmarks/results/xfactor_claim.json`` and ``xfactor_claim.png``.
