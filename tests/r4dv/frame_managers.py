@@ -20,7 +20,7 @@ with warnings.catch_warnings():  # nerfstudio's own imports warn
 
 
 def open_manager(
-    folder: Path, mode: str = "val", parser: dict[str, Any] | None = None, rank: int = 0, **options: Any
+    folder: Path, mode: str = "val", parser: dict[str, Any] | None = None, **options: Any
 ) -> R4DVDataManager:
     config = R4DVDataManagerConfig(
         data=folder, dataparser=EasyMocapDataParserConfig(data=folder, **(parser or {})), hull=QUICK, cache_gb=0.01
@@ -28,7 +28,7 @@ def open_manager(
     for name, value in options.items():
         assert hasattr(config, name)
         setattr(config, name, value)
-    return config.setup(device="cpu", test_mode=mode, world_size=max(rank + 1, 1), local_rank=rank)
+    return config.setup(device="cpu", test_mode=mode)
 
 
 def stream(manager: R4DVDataManager, steps: range) -> list[dict[str, Any]]:

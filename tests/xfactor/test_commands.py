@@ -16,6 +16,9 @@ from PIL import Image
 
 pytestmark = pytest.mark.slow
 
+SHOWN = 7
+"""Frames of each clip of 12 in the gallery: those nearer to the middle one than xfactor-tiny's windows reach."""
+
 
 def load(folder: Path) -> dict:
     """The newest checkpoint of a run, as strictly as torch can read it."""
@@ -168,12 +171,12 @@ def test_render_dataset_follows_the_clips(trained, work):
     run("ns-render", "dataset", "--load-config", trained / "config.yml", "--output-path", work / "dataset",
         "--split", "train+test", "--image-format", "png", cwd=work)  # fmt: skip
     for output in ("rgb", "gt-rgb", "depth", "accumulation", "context", "pose_frame"):
-        assert len(pictures(work / "dataset" / "test" / output)) == 2 * 12, output
-    assert len(pictures(work / "dataset" / "train" / "rgb")) == 4 * 12
+        assert len(pictures(work / "dataset" / "test" / output)) == 2 * SHOWN, output
+    assert len(pictures(work / "dataset" / "train" / "rgb")) == 4 * SHOWN
     truth, context, posed = (pictures(work / "dataset" / "test" / name) for name in ("gt-rgb", "context", "pose_frame"))
-    for place in range(12):
+    for place in range(SHOWN):
         assert np.abs(posed[place] - truth[place]).max() <= 1, "the latent of the frame itself"
-        assert np.abs(context[place] - truth[6]).max() <= 1, "drawn from the clip's middle frame"
+        assert np.abs(context[place] - truth[SHOWN // 2]).max() <= 1, "drawn from the clip's middle frame"
 
 
 def test_the_config_chooses_scene_and_motion(trained, work):
@@ -186,7 +189,7 @@ def test_the_config_chooses_scene_and_motion(trained, work):
         "--image-format", "png", "--rendered-output-names", "rgb", "context", "pose_frame", cwd=work)  # fmt: skip
     context = pictures(work / "moved" / "test" / "context")
     assert np.abs(context[0] - context[-1]).max() == 0
-    assert len({picture.tobytes() for picture in pictures(work / "moved" / "test" / "rgb")}) > 12
+    assert len({picture.tobytes() for picture in pictures(work / "moved" / "test" / "rgb")}) > SHOWN
     (trained / "wrong.yml").write_text(text.replace("context_clip: ''", "context_clip: attic"))
     output = run("ns-render", "dataset", "--load-config", trained / "wrong.yml", "--output-path", work / "none",
                  cwd=work, status=1)  # fmt: skip
@@ -196,7 +199,7 @@ def test_the_config_chooses_scene_and_motion(trained, work):
 def test_ns_export_cameras(trained, work):
     run("ns-export", "cameras", "--load-config", trained / "config.yml", "--output-dir", work / "cameras", cwd=work)
     frames = json.loads((work / "cameras" / "transforms_train.json").read_text())
-    assert len(frames) == 4 * 12
+    assert len(frames) == 4 * SHOWN
     extra = json.loads((trained / "scene" / "snapshot.json").read_text())["extra"]
     np.testing.assert_allclose(frames[0]["transform"], np.array(extra["gallery"][0]["cameras"][0])[:3], atol=1e-6)
 
