@@ -110,7 +110,7 @@ xfactor_tiny = _method(
     XFactorPipelineConfig(
         # So small a network bridges short ways only.
         datamanager=ClipDataManagerConfig(
-            image_size=32, batch_size=32, frames_per_sample=2, begin_seconds=0.4, end_seconds=0.4, warmup_updates=0
+            image_size=32, batch_size=32, frames_per_sample=2, begin_seconds=0.5, end_seconds=0.5, warmup_updates=0
         ),
         model=XFactorModelConfig(
             width=64,

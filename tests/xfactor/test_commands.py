@@ -16,7 +16,7 @@ from PIL import Image
 
 pytestmark = pytest.mark.slow
 
-SHOWN = 7
+SHOWN = 9
 """Frames of each clip of 12 in the gallery: those nearer to the middle one than xfactor-tiny's windows reach."""
 
 

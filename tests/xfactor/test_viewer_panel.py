@@ -139,7 +139,7 @@ def test_a_browser_starts_at_the_first_clips_reference(viewer):
 
 def test_the_scene_follows_the_clicked_camera_or_the_panel(viewer, panel):
     first = shoot(viewer, 4, "context")
-    viewer.current_camera_idx = 3 * 7 + 4  # a frame of the fourth clip: training samples reach over 7
+    viewer.current_camera_idx = 3 * 9 + 4  # a frame of the fourth clip: training samples reach over 9
     clicked = shoot(viewer, 4, "context")
     assert not same(clicked, first)
     entries = panel.context_clip.options
@@ -170,7 +170,7 @@ def test_the_position_slider_takes_over(viewer, panel):
     assert panel.control.value == SLIDER, "who takes the slider means it"
     last = shoot(viewer, 4, "pose_frame")
     assert same(last, shoot(viewer, 0, "pose_frame")), "wherever the camera is"
-    assert viewing._last[1].pose == (0, 6)
+    assert viewing._last[1].pose == (0, 8)
     assert not same(shoot(viewer, 4), before)
     chosen(panel.control, "trajectory")
     assert same(shoot(viewer, 4), before)

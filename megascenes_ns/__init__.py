@@ -1,0 +1,1 @@
+"""MegaScenes NVS (Tung et al. 2024): views of a scene generated from one photo and a camera path."""
