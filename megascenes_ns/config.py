@@ -7,7 +7,7 @@ from typing import Any
 from nerfstudio.configs.base_config import MachineConfig, ViewerConfig
 from nerfstudio.plugins.types import MethodSpecification
 
-from core_ns.schedules import CosineSchedulerConfig, allow_numpy_scalars
+from core_ns.schedules import allow_numpy_scalars
 from core_ns.trainer import default_device
 from megascenes_ns.data_config import PairDataManagerConfig
 from megascenes_ns.model_config import MegaScenesModelConfig, SamplingOptions
@@ -26,12 +26,6 @@ def _optimizers(unet: float, projection: float, warmup: int = 100) -> dict[str, 
         name: {"optimizer": AdamWOptimizerConfig(lr=rate), "scheduler": WarmupSchedulerConfig(warmup_steps=warmup)}
         for name, rate in rates.items()
     }
-
-
-def _tiny_optimizers() -> dict[str, Any]:
-    """Short trainings end with a low rate: half a cosine."""
-    schedule = CosineSchedulerConfig(warmup_steps=20, warmup_ratio=1e-3, final_ratio=0.05)
-    return {name: {"optimizer": AdamWOptimizerConfig(lr=2e-3), "scheduler": schedule} for name in (UNET, CC_PROJECTION)}
 
 
 def _method(name: str, description: str, updates: int, pipeline: MegaScenesPipelineConfig, **options: Any) -> Any:
@@ -85,7 +79,7 @@ megascenes_tiny = _method(
             view=ViewOptions(samples_per_pixel=1),
         ),
     ),
-    optimizers=_tiny_optimizers(),
+    optimizers=_optimizers(1e-3, 1e-3, warmup=20),
     steps_per_save=200,
     steps_per_eval_batch=50,
     steps_per_eval_image=200,

@@ -126,7 +126,7 @@ xfactor_tiny = _method(
             lpips_weight=0.0,
         ),
     ),
-    optimizers=_optimizers(1e-3, 200, final_ratio=0.1, first=1e-7),
+    optimizers=_optimizers(1.5e-3, 200, final_ratio=0.1, first=1e-7),
     steps_per_save=500,
     steps_per_eval_batch=200,
     steps_per_eval_image=10000,
