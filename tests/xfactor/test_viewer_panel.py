@@ -118,7 +118,7 @@ def same(a: np.ndarray, b: np.ndarray) -> bool:
 
 
 def test_every_output_can_be_shown(viewer):
-    shown = {name: shoot(viewer, 4, name) for name in ("rgb", "depth", "accumulation", "context", "pose_frame")}
+    shown = {name: shoot(viewer, 2, name) for name in ("rgb", "depth", "accumulation", "context", "pose_frame")}
     for name, picture in shown.items():
         assert picture.shape == (48, 64, 3), name
     assert shown["rgb"][:, 9:55].std() > 2
@@ -138,29 +138,29 @@ def test_a_browser_starts_at_the_first_clips_reference(viewer):
 
 
 def test_the_scene_follows_the_clicked_camera_or_the_panel(viewer, panel):
-    first = shoot(viewer, 4, "context")
+    first = shoot(viewer, 2, "context")
     viewer.current_camera_idx = 3 * 9 + 4  # a frame of the fourth clip: training samples reach over 9
-    clicked = shoot(viewer, 4, "context")
+    clicked = shoot(viewer, 2, "context")
     assert not same(clicked, first)
     entries = panel.context_clip.options
     assert entries[0] == CLICKED
     chosen(panel.context_clip, entries[1])
-    assert same(shoot(viewer, 4, "context"), first), "the panel's choice goes first"
+    assert same(shoot(viewer, 2, "context"), first), "the panel's choice goes first"
     chosen(panel.context_clip, entries[4])
-    assert same(shoot(viewer, 4, "context"), clicked)
+    assert same(shoot(viewer, 2, "context"), clicked)
 
 
 def test_the_motion_of_another_clip(viewer, panel):
-    own = shoot(viewer, 4, "pose_frame")
+    own = shoot(viewer, 2, "pose_frame")
     assert panel.pose_clip.value == SAME
     chosen(panel.pose_clip, panel.pose_clip.options[3])
-    assert not same(shoot(viewer, 4, "pose_frame"), own)
-    assert same(shoot(viewer, 4, "context"), shoot(viewer, 9, "context")), "in the same scene"
+    assert not same(shoot(viewer, 2, "pose_frame"), own)
+    assert same(shoot(viewer, 2, "context"), shoot(viewer, 7, "context")), "in the same scene"
 
 
 def test_the_position_slider_takes_over(viewer, panel):
     viewing = viewer.pipeline.model.viewing
-    before = shoot(viewer, 4)
+    before = shoot(viewer, 2)
     chosen(panel.position, 1.0)
     deadline = threading.Event()
     for _ in range(100):
@@ -168,19 +168,19 @@ def test_the_position_slider_takes_over(viewer, panel):
             break
         deadline.wait(0.05)
     assert panel.control.value == SLIDER, "who takes the slider means it"
-    last = shoot(viewer, 4, "pose_frame")
+    last = shoot(viewer, 2, "pose_frame")
     assert same(last, shoot(viewer, 0, "pose_frame")), "wherever the camera is"
     assert viewing._last[1].pose == (0, 8)
-    assert not same(shoot(viewer, 4), before)
+    assert not same(shoot(viewer, 2), before)
     chosen(panel.control, "trajectory")
-    assert same(shoot(viewer, 4), before)
+    assert same(shoot(viewer, 2), before)
 
 
 def test_more_context(viewer, panel):
-    one = shoot(viewer, 4)
+    one = shoot(viewer, 2)
     chosen(panel.frames, 5)
     assert viewer.pipeline.model.viewing.panel.look().frames == 1, "the tools keep the config's"
-    assert not same(shoot(viewer, 4), one)
+    assert not same(shoot(viewer, 2), one)
 
 
 def test_every_control_draws(viewer, panel):
@@ -189,24 +189,24 @@ def test_every_control_draws(viewer, panel):
     pictures = {}
     for label in labels:
         chosen(panel.control, label)
-        pictures[label] = shoot(viewer, 4)
+        pictures[label] = shoot(viewer, 2)
         assert pictures[label][:, 9:55].std() > 2, label
     assert same(pictures["trajectory"], pictures["nearest"]), "at a frame's own camera"
 
 
 def test_a_probe_of_other_weights_does_not_end_the_browsers_pictures(viewer, panel, capsys):
-    trajectory = shoot(viewer, 4)
+    trajectory = shoot(viewer, 2)
     chosen(panel.control, "regress (experimental)")
-    assert not same(shoot(viewer, 4), trajectory)
+    assert not same(shoot(viewer, 2), trajectory)
     renderer = viewer.pipeline.model.net.pose_encoder.norm.weight
     with torch.no_grad():
         renderer.mul_(1.0).add_(0.0)  # another version of the same weights still fits
-    assert not same(shoot(viewer, 4), trajectory)
+    assert not same(shoot(viewer, 2), trajectory)
     with torch.no_grad():
         renderer.mul_(1.001)
-    regressed = shoot(viewer, 4)
+    regressed = shoot(viewer, 2)
     chosen(panel.control, "trajectory")
-    assert same(regressed, shoot(viewer, 4)), "trajectory instead, and a printed line"
+    assert same(regressed, shoot(viewer, 2)), "trajectory instead, and a printed line"
     assert "No probe, trajectory instead" in capsys.readouterr().out
 
 
