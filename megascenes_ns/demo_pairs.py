@@ -123,14 +123,14 @@ def _pairs(scene: DemoScene, scales: list[float], reach: int) -> dict[str, Colum
             other = (one + step) % count
             held_out = one % 6 == 5 or other % 6 == 5
             builder = builders["test" if held_out else "train"]
-            names = (f"{scene.names[view]}.jpg" for view in (one, other))
-            builder.add(*names, cameras[one], cameras[other], scales[one], len(builder))
+            reference, target = (f"{scene.names[view]}.jpg" for view in (one, other))
+            builder.add(reference, target, cameras[one], cameras[other], scales[one], len(builder))
     return builders
 
 
 def _camera(scene: DemoScene, pose: Float[Array, "4 4"]) -> Camera:
     x, y, z, w = Rotation.from_matrix(pose[:3, :3]).as_quat().tolist()
     k = scene.intrinsics
-    lens = (float(k[0, 0]), float(k[1, 1])), (float(k[0, 2]), float(k[1, 2]))
+    focal, centre = (float(k[0, 0]), float(k[1, 1])), (float(k[0, 2]), float(k[1, 2]))
     tx, ty, tz = (float(each) for each in pose[:3, 3])
-    return Camera((w, x, y, z), (tx, ty, tz), *lens, (scene.width, scene.height))
+    return Camera((w, x, y, z), (tx, ty, tz), focal, centre, (scene.width, scene.height))

@@ -105,7 +105,7 @@ xfactor_mv = _method(
 
 xfactor_tiny = _method(
     "xfactor-tiny",
-    "XFactor for a laptop: pictures of 32 pixels, two CPU cores, about three minutes.",
+    "XFactor for a laptop: pictures of 32 pixels, two CPU cores, three to five minutes.",
     2_000,
     XFactorPipelineConfig(
         # So small a network bridges short ways only.
