@@ -135,7 +135,7 @@ def test_batches_change_nothing(nets):
     many = encode_photos(nets, LatentCache("d", 64, precision="fp32"), photos, batch=3)
     assert list(one) == list(many)
     for key, each in one.items():
-        assert np.allclose(each.mean, many[key].mean, atol=1e-5)
+        assert np.allclose(each.mean, many[key].mean, atol=1e-4)  # of up to 30
         assert np.allclose(each.embedding, many[key].embedding, atol=1e-5)
 
 
